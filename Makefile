@@ -1,0 +1,41 @@
+# Two commands for a fresh clone: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint types docs unit clean
+
+demo: .venv/demo
+	$(BIN)/prioritymonitor demo
+
+test: lint types docs unit
+
+unit: .venv/test
+	$(BIN)/pytest -n 2
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/test
+	$(BIN)/mypy
+
+docs: .venv/test
+	$(BIN)/mkdocs build --strict --quiet
+
+# torch goes first and pinned: a range would pull the newest build with gigabytes of CUDA.
+.venv/torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	touch $@
+
+.venv/demo: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cli]'
+	touch $@
+
+.venv/test: .venv/demo
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs]'
+	touch $@
+
+clean:
+	rm -rf .venv site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,166 @@
+"""Checks of what the user passed in: each wrong argument raises at construction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from .capture.head import is_linear
+from .decision import StopRule
+from .errors import ArgumentTypeError, ArgumentValueError
+
+
+def check_model_and_optimizer(model: Any, optimizer: Any) -> Optimizer:
+    """The torch optimizer to watch.
+
+    Raises:
+        ArgumentTypeError: One of them is something else.
+        ArgumentValueError: The optimizer trains no parameter of the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"got model of type {_name(model)}; pass a torch.nn.Module")
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer):  # a wrapper such as accelerate's, which has no step hooks
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentTypeError(
+            f"got optimizer of type {_name(optimizer)}; pass a torch.optim.Optimizer"
+        )
+    own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    groups = optimizer.param_groups
+    if not any(id(parameter) in own for group in groups for parameter in group["params"]):
+        raise ArgumentValueError(
+            f"got a {_name(optimizer)} that holds no trainable parameter of {_name(model)}; make "
+            "the optimizer from model.parameters(), and the monitor from that same model"
+        )
+    return optimizer
+
+
+def check_head(model: nn.Module, head: Any) -> None:
+    """Raises unless the head is None or a linear layer of the model."""
+    if head is None:
+        return
+    if not isinstance(head, nn.Module) or not is_linear(head):
+        raise ArgumentTypeError(
+            f"got head of type {_name(head)}; pass the nn.Linear or 1×1 nn.Conv2d of the model "
+            "that gives the logits, or leave it out to have it found"
+        )
+    if not any(module is head for module in model.modules()):
+        raise ArgumentValueError(
+            f"got a head that is no layer of {_name(model)}; pass one of its own linear layers"
+        )
+
+
+def check_loader(loader: Any) -> None:
+    """Raises unless the loader is None or a torch DataLoader."""
+    if loader is not None and not isinstance(loader, DataLoader):
+        raise ArgumentTypeError(
+            f"got train_loader of type {_name(loader)}; pass the torch DataLoader of the training "
+            "data, or leave it out and do without suspects and stop"
+        )
+
+
+def check_choices(
+    scope: Any, engine: Any, every: Any, stop: Any, keep_best: Any, max_tracked: Any
+) -> None:
+    """Raises unless every option has a value that exists."""
+    if scope not in ("head", "all"):
+        raise ArgumentValueError(f'got scope={scope!r}; use "head"')
+    if engine not in ("auto", "closed_form", "func", "opacus"):
+        raise ArgumentValueError(f'got engine={engine!r}; use "auto"')
+    if scope == "all" or engine != "auto":
+        raise ArgumentValueError(
+            f"got scope={scope!r} and engine={engine!r}; this version measures at the head only, "
+            'use scope="head" and engine="auto"'
+        )
+    for name, value in (("every", every), ("max_tracked", max_tracked)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ArgumentTypeError(f"got {name}={value!r}; pass a whole number")
+        if value < 1:
+            raise ArgumentValueError(f"got {name}={value}; it must be at least 1")
+    if stop is not None and not isinstance(stop, StopRule):
+        raise ArgumentTypeError(f"got stop of type {_name(stop)}; pass a StopRule, or None")
+    if keep_best not in ("averaged", "last", None):
+        raise ArgumentValueError(f'got keep_best={keep_best!r}; use "averaged", "last" or None')
+
+
+def check_criterion(criterion: Any, loader: Any) -> None:
+    """Raises unless the criterion can be followed."""
+    if criterion is None or isinstance(criterion, nn.Module):
+        return
+    if not callable(criterion):
+        raise ArgumentTypeError(
+            f"got criterion of type {_name(criterion)}; pass an nn.Module such as "
+            "nn.CrossEntropyLoss(), or a function of (logits, targets)"
+        )
+    if loader is None:
+        raise ArgumentValueError(
+            "got a function as criterion and no train_loader; the labels are then unknown: pass "
+            "train_loader too, or the criterion as an nn.Module"
+        )
+
+
+def check_output(log_dir: Any, writer: Any) -> None:
+    """Raises unless there is at most one place to write to, and it can be written to."""
+    if log_dir is not None and writer is not None:
+        raise ArgumentValueError("got log_dir and writer; pass one of them")
+    if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+        raise ArgumentTypeError(
+            f"got writer of type {_name(writer)}; pass a SummaryWriter, or anything with "
+            "add_scalar(tag, value, step)"
+        )
+
+
+def check_noisy(noisy: Any, dataset: Any) -> Tensor | Callable[..., Tensor] | None:
+    """`noisy` as a bool tensor `[n]` or a callable; raises for anything else."""
+    if noisy is None or (callable(noisy) and not isinstance(noisy, Tensor)):
+        return noisy  # type: ignore[no-any-return]
+    flags = _column("noisy", noisy, dataset)
+    if flags.dtype != torch.bool:
+        raise ArgumentTypeError(
+            f"got noisy of type {flags.dtype}; pass one bool per sample, True where the label is "
+            "wrong, or a function (inputs, targets, index) -> bool [B]"
+        )
+    return flags
+
+
+def check_true_labels(true_labels: Any, dataset: Any) -> Tensor | None:
+    """`true_labels` as an int64 tensor `[n]`; raises for anything else."""
+    if true_labels is None:
+        return None
+    labels = _column("true_labels", true_labels, dataset)
+    if labels.dtype == torch.bool or labels.is_floating_point():
+        raise ArgumentTypeError(
+            f"got true_labels of type {labels.dtype}; pass one integer class per sample"
+        )
+    return labels.long()
+
+
+def _column(name: str, values: Any, dataset: Any) -> Tensor:
+    if not isinstance(values, (Tensor, np.ndarray, list, tuple)):
+        raise ArgumentTypeError(f"got {name} of type {_name(values)}; pass one value per sample")
+    try:
+        column = torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentTypeError(f"got {name} that is no tensor: {error}") from error
+    if not isinstance(dataset, Sized):
+        raise ArgumentValueError(
+            f"got {name} by sample and no train_loader whose data set has a length; samples then "
+            "have no index: pass train_loader, or a function of the batch"
+        )
+    if column.shape != (len(dataset),):
+        raise ArgumentValueError(
+            f"got {name} of shape {list(column.shape)} for a data set of {len(dataset)} samples; "
+            "pass one value per sample, in the order of train_loader.dataset"
+        )
+    return column
+
+
+def _name(thing: Any) -> str:
+    return type(thing).__name__

@@ -1,0 +1,144 @@
+"""The kept weights: a running average, and what it was at the end of the latest epochs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+AVERAGED_EPOCHS = 1.3
+"""Horizon of the exponential average, in epochs of optimizer steps."""
+
+Weights = dict[str, Tensor]
+
+
+class WeightKeeper:
+    """Keeps the trainable parameters and buffers of a model at the end of the latest epochs.
+
+    Memory: the average on the device of the model (one model, if `averaged`), and `window` models
+    in host memory. Only parameters that require a gradient and buffers count as the model.
+
+    Args:
+        model: The model.
+        averaged: Keep the running average; False: the weights as the optimizer left them.
+        window: For how many epochs weights are kept.
+    """
+
+    def __init__(self, model: nn.Module, averaged: bool, window: int) -> None:
+        self._model = model
+        self._averaged = averaged
+        self._window = window
+        self._kept: dict[int, Weights] = {}
+        self._average: Weights = {}
+        self._updates = 0
+        self._steps_in_epoch = 0
+        self._pairs: list[tuple[list[Tensor], list[Tensor]]] | None = None
+        self._frozen = False
+
+    @torch.no_grad()
+    def update(self, expected_steps: float) -> None:
+        """Take the weights after an optimizer step into the average.
+
+        Args:
+            expected_steps: How many optimizer steps an epoch has.
+        """
+        self._steps_in_epoch += 1
+        if not self._averaged or self._frozen:
+            return
+        if self._pairs is None:
+            self._pairs = self._pair_up()
+        updates = self._updates
+        horizon = max(AVERAGED_EPOCHS * expected_steps, 1.0)
+        average = get_ema_multi_avg_fn(min(1 - 1 / horizon, (1 + updates) / (10 + updates)))
+        for averages, currents in self._pairs:
+            if averages[0].dtype != currents[0].dtype:
+                currents = [current.to(averages[0].dtype) for current in currents]
+            if averages[0].is_floating_point():
+                average(averages, currents, updates)
+            else:
+                torch._foreach_copy_(averages, currents)
+        self._updates += 1
+
+    def _pair_up(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Averages and the weights that go into them, in groups of one type and device."""
+        groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        for name, current in _weights(self._model).items():
+            # Half precision would round small steps of the average away.
+            half = current.dtype in (torch.float16, torch.bfloat16)
+            dtype = torch.float32 if half else current.dtype
+            if name not in self._average:
+                self._average[name] = current.detach().to(dtype, copy=True)
+            average = self._average[name] = self._average[name].to(current.device)
+            averages, currents = groups[(current.device, current.dtype)]
+            averages.append(average)
+            currents.append(current.detach())
+        return list(groups.values())
+
+    def end_epoch(self, epoch: int) -> int:
+        """Keep the weights as those of this epoch.
+
+        Returns:
+            How many optimizer steps were made since the last call.
+        """
+        steps, self._steps_in_epoch = self._steps_in_epoch, 0
+        self._pairs = None  # parameters may be frozen, unfrozen or moved between epochs
+        if not self._frozen:
+            weights = self._average if self._averaged else _weights(self._model)
+            self._kept[epoch] = {
+                name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
+            }
+            for old in sorted(self._kept)[: -self._window]:
+                del self._kept[old]
+        return steps
+
+    def nearest(self, epoch: int) -> int | None:
+        """The kept epoch nearest to this one; None if nothing was kept."""
+        return min(self._kept, key=lambda kept: abs(kept - epoch)) if self._kept else None
+
+    def settle(self, epoch: int) -> None:
+        """Keep the weights of this epoch only, from now on."""
+        nearest = self.nearest(epoch)
+        self._kept = {} if nearest is None else {nearest: self._kept[nearest]}
+        self._average, self._pairs, self._frozen = {}, None, True
+
+    @torch.no_grad()
+    def restore(self, epoch: int) -> None:
+        """Put the weights of a kept epoch into the model."""
+        current = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        for name, kept in self._kept[epoch].items():
+            current[name].copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types."""
+        return {
+            "kept": {epoch: dict(weights) for epoch, weights in self._kept.items()},
+            "average": {name: tensor.cpu().clone() for name, tensor in self._average.items()},
+            "updates": self._updates,
+            "steps_in_epoch": self._steps_in_epoch,
+            "frozen": self._frozen,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self._kept = {epoch: dict(weights) for epoch, weights in state["kept"].items()}
+        self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
+        self._updates = state["updates"]
+        self._steps_in_epoch = state["steps_in_epoch"]
+        self._frozen = state["frozen"]
+        self._pairs = None
+
+
+def _weights(model: nn.Module) -> Weights:
+    """Trainable parameters and the buffers that a checkpoint would hold, by name."""
+    saved = model.state_dict(keep_vars=True)
+    weights: Weights = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    for name, buffer in model.named_buffers():
+        # An infinite mask would turn into NaN in an average, and it never changes.
+        if name in saved and (not buffer.is_floating_point() or bool(buffer.isfinite().all())):
+            weights[name] = buffer
+    return weights

@@ -1,0 +1,137 @@
+"""The records that the stages hand to one another.
+
+Stages meet only here: capture makes a `Batch` per micro-batch and a `Step` per optimizer step,
+attribution turns them into `GroupMoments` and `SegmentMoments`, the decision is a `Decision`.
+
+Letters in shapes: B samples of a micro-batch, C classes, D features of the head, n samples of the
+data set. Gradients of a sample are those of its own loss before reduction, never divided by B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch whose logits have received their gradient, so it is part of an update."""
+
+    target: Tensor
+    """Given label of each sample, int64 `[B]`."""
+    residual: Tensor
+    """`d l_i / d z_i`, `[B, C]`; zero for a sample that the loss ignores."""
+    sample_loss: Tensor
+    """Loss of each sample before reduction, `[B]`."""
+    margin: Tensor
+    """`p_y − max_{k≠y} p_k` before the update, in [−1, 1], `[B]`."""
+    predicted: Tensor
+    """Most probable class, int64 `[B]`."""
+    rival: Tensor
+    """Most probable class other than the given label, int64 `[B]`."""
+    counted: Tensor
+    """False where the loss ignores the sample or its numbers are not finite, bool `[B]`."""
+    finite: Tensor
+    """False if any logit or any gradient of a logit is NaN or infinite, bool `[]`."""
+    misfit: Tensor
+    """Share of the logits' gradient that the recognised loss does not explain, in [0, 1], `[]`."""
+    features: Tensor | None
+    """Input of the head, `[B, D]`; None where the head is not measured."""
+    index: Tensor | None
+    """Position of each sample in the data set, int64 `[B]`; None where it is not known."""
+    inputs: Any = None
+    """First argument of the model's forward pass, for a `noisy` callable."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did to the head: parameters after minus parameters before."""
+
+    weight: Tensor
+    """`[C, D]`."""
+    bias: Tensor | None
+    """`[C]`; None for a head without bias."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step with the micro-batches whose gradients it used."""
+
+    batches: tuple[Batch, ...]
+    update: Update | None
+    """None where no head is measured."""
+
+
+@dataclass(frozen=True)
+class GroupMoments:
+    """Sums over pairs of samples, from which every group statistic follows.
+
+    Row and column 0 stand for the clean group, 1 for the noisy one.
+    """
+
+    sums: Tensor
+    """`sum_ij a_ik a_jl <g_i, g_j>`, `[2, 2]`, with `a_i = (1 − w_i, w_i)`."""
+    diagonal: Tensor
+    """The part of `sums` with i = j, `[2, 2]`."""
+    count: Tensor
+    """Number of samples, `[]`."""
+
+
+@dataclass(frozen=True)
+class SegmentMoments:
+    """Squared norms of the single-logit segment gradients, per class."""
+
+    sums: Tensor
+    """Squared norm of the summed gradients, `[2, C]`: clean, noisy."""
+    diagonal: Tensor
+    """Sum of the squared norms of the single gradients, `[2, C]`."""
+
+
+class StopReason(Enum):
+    """Why the monitor says stop, or why it does not."""
+
+    CLEAN_DOMINATES = "clean labels still dominate the updates"
+    NOISY_DOMINATES = "noisy labels took over"
+    TOO_EARLY = "too few epochs to judge"
+    NO_RULE = "measuring only, stop=None"
+    NO_IDENTITY = "samples have no identity, so what was memorised cannot be seen"
+    FAILED = "measuring is off after a failure"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the monitor advises, with a reason for a person.
+
+    Attributes:
+        stop: True once training should end.
+        reason: Why, as a fixed set of values.
+        epoch: The epoch (counted from 1) at whose end this was decided; 0 before the first.
+        best_epoch: The epoch whose kept weights are the ones to use; None before the first.
+        message: The same in a sentence.
+    """
+
+    stop: bool
+    reason: StopReason
+    epoch: int
+    best_epoch: int | None
+    message: str
+
+
+class Suspect(NamedTuple):
+    """A training sample whose label may be wrong.
+
+    Attributes:
+        index: Position in the data set of the train loader.
+        score: How likely the label is wrong, in [0, 1]; above 0.5 the network disagreed with the
+            label for most of the time before noise was fitted.
+        given_label: The label in the data.
+        predicted_label: The class the network held most probable instead, at that time.
+    """
+
+    index: int
+    score: float
+    given_label: int
+    predicted_label: int

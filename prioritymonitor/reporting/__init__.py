@@ -1,0 +1,1 @@
+"""Where measurements go: TensorBoard, the log, the run folder. Nothing here computes."""

@@ -1,0 +1,88 @@
+"""Pure: moments of a step to its statistics; a history of losses to the clean priority.
+
+Definitions: docs/measured.md. Reference: Liu, Abedsoltan, Belkin, arXiv 2306.02533.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .records import GroupMoments, SegmentMoments
+
+
+def group_statistics(moments: GroupMoments) -> dict[str, Tensor]:
+    """Ratio, cosine, share and coherence of a step, each a scalar tensor.
+
+    The plain names are those of this batch; `_population` marks the U-statistic over pairs of
+    different samples, which does not grow as batches get smaller. Where an unbiased square comes
+    out negative the value is NaN.
+    """
+    count = moments.count
+    batch = moments.sums / count**2
+    population = (moments.sums - moments.diagonal) / (count * (count - 1))
+    return {
+        **_compare_groups(batch, batch.diagonal().sqrt(), ""),
+        **_compare_groups(population, _unbiased_norm(population.diagonal()), "_population"),
+        "coherence": population.sum() / (moments.diagonal.sum() / count),
+    }
+
+
+def _compare_groups(products: Tensor, norms: Tensor, suffix: str) -> dict[str, Tensor]:
+    clean, noisy = norms
+    cross = products[0, 1]
+    total = products.sum()
+    return {
+        "dominance_ratio" + suffix: clean / noisy,
+        "group_cosine" + suffix: cross / (clean * noisy),
+        "noise_share" + suffix: (products[1, 1] + cross) / torch.where(total > 0, total, torch.nan),
+    }
+
+
+def _unbiased_norm(square: Tensor) -> Tensor:
+    """Root of an unbiased square, which may be negative, or 0 for want of two samples: NaN then."""
+    return torch.where(square > 0, square, torch.nan).sqrt()
+
+
+def segment_statistics(moments: SegmentMoments) -> dict[str, Tensor]:
+    """Single-logit segment ratios: `[C]` for each class, and of all classes together.
+
+    At initialisation the ratio is `(C−1)(1−δ)/δ` at a noise rate δ, and `(1−δ)/δ` for two classes.
+    """
+    statistics = {}
+    pairs = moments.sums - moments.diagonal
+    for suffix, squares, norm in (
+        ("", moments.sums, torch.sqrt),
+        ("_population", pairs, _unbiased_norm),
+    ):
+        clean, noisy = norm(squares)
+        statistics["segment_ratio_by_class" + suffix] = clean / noisy
+        clean, noisy = norm(squares.sum(1))
+        statistics["segment_ratio" + suffix] = clean / noisy
+    return statistics
+
+
+def clean_priority(losses: Sequence[Tensor], noisy_weight: Tensor) -> Tensor:
+    """How far clean labels have been learnt at the expense of noisy ones, after each epoch.
+
+    By the gradient theorem the contributions of a group, summed over all updates, are its loss
+    decrease, so the clean minus the noisy contributions up to epoch t are
+    `[sum_i w_i l_i(t) − sum_i (1−w_i) l_i(t)] / n`, up to a constant. The curve rises while clean
+    gradients dominate and falls once noisy ones do.
+
+    Args:
+        losses: Loss of each sample at its visit in each epoch, `[n]` per epoch; NaN for samples
+            that were never visited, which are left out.
+        noisy_weight: How noisy each label is taken to be today, `[n]`.
+
+    Returns:
+        float64 `[T]`, 0 in the first epoch.
+    """
+    known = ~torch.isnan(losses[-1])
+    sign = ((2 * noisy_weight.double() - 1) * known) / known.sum().clamp(min=1)
+    # Row by row: the history may be large, and it is kept in half precision.
+    rows = [torch.dot(row.double().nan_to_num(nan=0.0), sign) for row in losses]
+    priority = torch.stack(rows)
+    return priority - priority[0]
