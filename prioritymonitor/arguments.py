@@ -120,7 +120,7 @@ def check_output(log_dir: Any, writer: Any) -> None:
 def check_noisy(noisy: Any, dataset: Any) -> Tensor | Callable[..., Tensor] | None:
     """`noisy` as a bool tensor `[n]` or a callable; raises for anything else."""
     if noisy is None or (callable(noisy) and not isinstance(noisy, Tensor)):
-        return noisy  # type: ignore[no-any-return]
+        return noisy
     flags = _column("noisy", noisy, dataset)
     if flags.dtype != torch.bool:
         raise ArgumentTypeError(

@@ -52,7 +52,8 @@ class WeightKeeper:
             self._pairs = self._pair_up()
         updates = self._updates
         horizon = max(AVERAGED_EPOCHS * expected_steps, 1.0)
-        average = get_ema_multi_avg_fn(min(1 - 1 / horizon, (1 + updates) / (10 + updates)))
+        decay = min(1 - 1 / horizon, (1 + updates) / (10 + updates))
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         for averages, currents in self._pairs:
             if averages[0].dtype != currents[0].dtype:
                 currents = [current.to(averages[0].dtype) for current in currents]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import ArgumentValueError
 from .records import Batch
 
 _LARGEST_HALF = torch.finfo(torch.float16).max
@@ -142,7 +143,16 @@ class SampleHistory:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`."""
+        """Continue from a `state_dict`.
+
+        Raises:
+            ArgumentValueError: It is of a data set of another size.
+        """
+        if state["dataset_size"] != self._dataset_size or len(state["visits"]) != self.size:
+            raise ArgumentValueError(
+                f"got the state of a data set of {state['dataset_size']} samples for one of "
+                f"{self._dataset_size}; resume with the same data and max_tracked"
+            )
         self.losses = list(state["losses"].clone().unbind(0))
         self._margin_sum = state["margin_sum"].clone()
         self._visits = state["visits"].clone()

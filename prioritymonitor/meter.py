@@ -61,7 +61,7 @@ class StepMeter:
         if not waiting:
             return []
         host = torch.cat([vector for *_, vector in waiting]).cpu()
-        rows = host.split([len(vector) for *_, vector in waiting])
+        rows = torch.split(host, [len(vector) for *_, vector in waiting])
         return [
             StepScalars(number, when, dict(zip(names, row.tolist(), strict=True)))
             for (number, when, names, _), row in zip(waiting, rows, strict=True)

@@ -131,7 +131,7 @@ class Suspect(NamedTuple):
         predicted_label: The class the network held most probable instead, at that time.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # the name hides tuple.index, which no one needs here
     score: float
     given_label: int
     predicted_label: int

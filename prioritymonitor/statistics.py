@@ -21,11 +21,12 @@ def group_statistics(moments: GroupMoments) -> dict[str, Tensor]:
     out negative the value is NaN.
     """
     count = moments.count
-    batch = moments.sums / count**2
-    population = (moments.sums - moments.diagonal) / (count * (count - 1))
+    pairs = moments.sums - moments.diagonal
+    population = pairs / (count * (count - 1))
+    norms = _unbiased_norm(pairs.diagonal(), moments.diagonal.diagonal())
     return {
-        **_compare_groups(batch, batch.diagonal().sqrt(), ""),
-        **_compare_groups(population, _unbiased_norm(population.diagonal()), "_population"),
+        **_compare_groups(moments.sums, moments.sums.diagonal().sqrt(), ""),
+        **_compare_groups(pairs, norms, "_population"),
         "coherence": population.sum() / (moments.diagonal.sum() / count),
     }
 
@@ -41,9 +42,13 @@ def _compare_groups(products: Tensor, norms: Tensor, suffix: str) -> dict[str, T
     }
 
 
-def _unbiased_norm(square: Tensor) -> Tensor:
-    """Root of an unbiased square, which may be negative, or 0 for want of two samples: NaN then."""
-    return torch.where(square > 0, square, torch.nan).sqrt()
+def _unbiased_norm(pairs: Tensor, diagonal: Tensor) -> Tensor:
+    """Root of a sum over pairs; NaN where it is negative or no more than rounding.
+
+    A group of one sample has no pairs, and what is left of `sums − diagonal` is rounding.
+    """
+    rounding = 64 * torch.finfo(pairs.dtype).eps * diagonal
+    return torch.where(pairs > rounding, pairs, torch.nan).sqrt()
 
 
 def segment_statistics(moments: SegmentMoments) -> dict[str, Tensor]:
@@ -52,15 +57,15 @@ def segment_statistics(moments: SegmentMoments) -> dict[str, Tensor]:
     At initialisation the ratio is `(C−1)(1−δ)/δ` at a noise rate δ, and `(1−δ)/δ` for two classes.
     """
     statistics = {}
-    pairs = moments.sums - moments.diagonal
-    for suffix, squares, norm in (
-        ("", moments.sums, torch.sqrt),
-        ("_population", pairs, _unbiased_norm),
+    pairs, diagonal = moments.sums - moments.diagonal, moments.diagonal
+    for name, norms in (
+        ("segment_ratio_by_class", moments.sums.sqrt()),
+        ("segment_ratio", moments.sums.sum(1).sqrt()),
+        ("segment_ratio_by_class_population", _unbiased_norm(pairs, diagonal)),
+        ("segment_ratio_population", _unbiased_norm(pairs.sum(1), diagonal.sum(1))),
     ):
-        clean, noisy = norm(squares)
-        statistics["segment_ratio_by_class" + suffix] = clean / noisy
-        clean, noisy = norm(squares.sum(1))
-        statistics["segment_ratio" + suffix] = clean / noisy
+        clean, noisy = norms
+        statistics[name] = clean / noisy
     return statistics
 
 

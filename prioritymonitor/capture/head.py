@@ -53,7 +53,7 @@ class HeadWatch:
         self.head: Head | None = None
         self.searching = True
         self._position = 0
-        self._calls: list[tuple[Any, Tensor, Tensor]] = []
+        self._calls: list[tuple[Head, Tensor, Tensor]] = []
         watched = [head] if head is not None else [m for m in model.modules() if is_linear(m)]
         hook = Hook(self._called, on_error)
         self._handles = {
@@ -81,11 +81,11 @@ class HeadWatch:
             return None, None
         logits = candidates[self._position]
         for module, features, _ in reversed(calls):
-            if module is self.head and features.numel() == features.shape[0] * _width(module):
+            if module is self.head and features.flatten(1).shape[1] == _width(module):
                 return logits, features.flatten(1)
         return logits, None
 
-    def _search(self, candidates: list[Tensor], calls: list[tuple[Any, Tensor, Tensor]]) -> None:
+    def _search(self, candidates: list[Tensor], calls: list[tuple[Head, Tensor, Tensor]]) -> None:
         self.searching = False
         for module, _, output in reversed(calls):
             for position, logits in enumerate(candidates):
@@ -100,6 +100,7 @@ class HeadWatch:
             self._handles.pop(module).remove()
 
     def close(self) -> None:
+        """Take the hooks off."""
         self._unwatch(keep=None)
         self._calls.clear()
 

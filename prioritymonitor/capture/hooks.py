@@ -16,7 +16,7 @@ class Hook:
     hook is inert. `torch.compile` must not trace into it either: what it does changes every step.
     """
 
-    __slots__ = ("_function", "_on_error", "__weakref__")
+    __slots__ = ("__weakref__", "_function", "_on_error")
 
     def __init__(
         self, function: Callable[..., Any] | None, on_error: Callable[[Exception], None] | None
@@ -24,8 +24,9 @@ class Hook:
         self._function = function
         self._on_error = on_error
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function; None if it is inert or raised."""
         if self._function is None:
             return None
         try:

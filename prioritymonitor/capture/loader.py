@@ -120,7 +120,7 @@ class _RecordedIterators:
             iterator = type(loader)._get_iterator(loader)
         finally:
             loader.__dict__[name] = own
-        iterator.__class__ = _recording(type(iterator))
+        iterator.__class__ = _recording(type(iterator))  # type: ignore[arg-type]
         return iterator
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -141,7 +141,8 @@ class _RecordingSampler:
         # The user's sampler is asked now, not at the first draw: the order of random draws must
         # be that of a loader that nobody watches.
         inner = iter(self.sampler)
-        self._drawn = drawn = deque()
+        drawn: deque[Any] = deque()
+        self._drawn = drawn
         self.pass_turns(True)
 
         def draw() -> Iterator[Any]:

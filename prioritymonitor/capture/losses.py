@@ -127,9 +127,9 @@ def per_sample_loss(criterion: nn.Module | Callable[..., Tensor]) -> PerSampleLo
     if isinstance(criterion, nn.Module):
         function: Callable[..., Tensor] = criterion.forward
         if hasattr(criterion, "reduction"):
-            unreduced = copy.copy(criterion)
+            unreduced: Any = copy.copy(criterion)
             unreduced.reduction = "none"
-            return unreduced.forward
+            return unreduced.forward  # type: ignore[no-any-return]
     else:
         function = criterion
         if "reduction" in inspect.signature(criterion).parameters:

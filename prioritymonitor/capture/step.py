@@ -101,6 +101,8 @@ class StepCapture:
         if not torch.is_grad_enabled():
             return
         logits, features = self.head_watch.read(output)
+        if self._in_step is not None and self._before is None:
+            self._remember_head()  # first pass inside a closure: the head is only known now
         if logits is None or not logits.requires_grad:
             return
         inputs = args[0] if args else next(iter(kwargs.values()), None)
@@ -127,7 +129,7 @@ class StepCapture:
             with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
                 self._trained_on(forward, target, gradient.detach())
 
-        logits.register_hook(Hook(arrived, self._on_error))
+        logits.register_hook(Hook(arrived, self._on_error))  # type: ignore[no-untyped-call]
 
     def _trained_on(self, forward: _Forward, target: Tensor | None, gradient: Tensor) -> None:
         if self._in_step is not None and forward.handed_out is not None:
@@ -180,8 +182,11 @@ class StepCapture:
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._in_step = set()
-        head = self.head_watch.head
         self._before = None
+        self._remember_head()
+
+    def _remember_head(self) -> None:
+        head = self.head_watch.head
         if head is not None and self._is_measured(self.steps):
             bias = None if head.bias is None else head.bias.detach().clone()
             self._before = (head.weight.detach().clone(), bias)

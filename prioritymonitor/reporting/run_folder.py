@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ SUSPECTS_FILE = "suspects.csv"
 HISTORY_FILE = "history.json"
 
 
-def write_run(folder: Path, suspects: Iterable[Suspect], history: list[Mapping[str, Any]]) -> None:
+def write_run(
+    folder: Path, suspects: Iterable[Suspect], history: Sequence[Mapping[str, Any]]
+) -> None:
     """Write both files, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / (SUSPECTS_FILE + ".unfinished")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -23,13 +24,18 @@ class EventWriter:
     """
 
     def __init__(
-        self, log_dir: str | None, writer: Any, on_error: Callable[[Exception], None]
+        self, log_dir: Path | None, writer: Any, on_error: Callable[[Exception], None]
     ) -> None:
         self._log_dir = log_dir
         self._writer = writer
         self._is_own = writer is None
         self._on_error = on_error
         self._is_on = log_dir is not None or writer is not None
+        self._purge_step: int | None = None
+
+    def resume_at(self, step: int) -> None:
+        """Hide what an interrupted run wrote to the same folder after this step."""
+        self._purge_step = step + 1
 
     def scalars(self, values: Mapping[str, float], step: int, time: float | None = None) -> None:
         """Write one report as one event; values that are not finite are left out."""
@@ -60,7 +66,7 @@ class EventWriter:
             return
         try:
             if self._writer is None:
-                self._writer = SummaryWriter(self._log_dir)
+                self._writer = SummaryWriter(str(self._log_dir), purge_step=self._purge_step)
             write(self._writer)
         except Exception as error:
             self._is_on = False

@@ -1,0 +1,69 @@
+"""Where and with what a benchmark ran, and the JSON file that keeps it with the results."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import prioritymonitor
+
+RESULTS = Path(__file__).parent / "results"
+_NUMBER_LISTS = re.compile(r"\[[^\[\]{}\"]*\]")
+
+
+def write_results(name: str, results: dict[str, Any]) -> None:
+    """Write `results/NAME.json`, with the environment, and say so; NaN becomes null."""
+    RESULTS.mkdir(exist_ok=True)
+    content = _plain({"environment": environment(), **results})
+    text = json.dumps(content, indent=1, allow_nan=False)
+    (RESULTS / f"{name}.json").write_text(_NUMBER_LISTS.sub(_on_one_line, text) + "\n")
+    print(f"\nresults: benchmarks/results/{name}.json")
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "date": datetime.date.today().isoformat(),
+        "prioritymonitor": prioritymonitor.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu() -> str:
+    """Model of the processor; family and stepping too, as virtual machines shorten the name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    name = facts.get("model name", platform.processor())
+    return f"{name}, family {facts.get('cpu family')}, model {facts.get('model')}"
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return " ".join(numbers.group().split())
+
+
+def _plain(value: Any) -> Any:
+    """The same with floats of six significant digits, in what JSON can hold."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    return value

@@ -1,0 +1,334 @@
+"""A watch over one training run: what the hooks report goes through the stages, one way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from .averaging import WeightKeeper
+from .capture.loader import LoaderRecorder
+from .capture.step import StepCapture
+from .decision import StopRule
+from .errors import ArgumentValueError
+from .health import MOST_UNEXPLAINED, Health
+from .membership import noisy_weight
+from .meter import StepMeter
+from .noise import KnownNoise
+from .path import PriorityPath
+from .records import Batch, Decision, Step, StopReason
+from .reporting.log import Log
+from .reporting.run_folder import write_run
+from .reporting.tensorboard import EventWriter
+
+_EXTRA_EPOCHS_KEPT = 8
+"""Epochs of weights kept beyond the patience, for a peak that moves back when labels are judged
+anew."""
+
+_MOST_RELABELLED = 0.01
+"""Share of samples that may show another label than before, until their identity is doubted."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose, checked; the fields are the arguments of `GradientMonitor`."""
+
+    criterion: nn.Module | Callable[..., Tensor] | None
+    head: nn.Module | None
+    known_noise: KnownNoise | None
+    every: int
+    stop: StopRule | None
+    keep_best: str | None
+    log_dir: Path | None
+    writer: Any
+    max_tracked: int
+
+
+class Watch:
+    """Attached to model, optimizer and loader from its making until `close()`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loader: DataLoader[Any] | None,
+        settings: Settings,
+    ) -> None:
+        self.settings = settings
+        self.latest: dict[str, float] = {}
+        self.records: list[dict[str, Any]] = []
+        self.epoch = 0
+        self.log = Log()
+        self.path: PriorityPath | None = None
+        self.keeper: WeightKeeper | None = None
+        self._health = Health()
+        self._meter = StepMeter()
+        self._events = EventWriter(settings.log_dir, settings.writer, self._writing_failed)
+        self._checked_loss = False
+        self._trained_in_pass = False
+        self._failure: str | None = None
+        self._expected_steps = 100.0
+        self._recorder: LoaderRecorder | None = None
+        if loader is not None:
+            self._recorder = LoaderRecorder(loader, self._pass_turns, self._failed)
+            self._follow_samples(model, loader, self._recorder)
+        self.capture = StepCapture(
+            model,
+            optimizer,
+            settings.criterion,
+            settings.head,
+            current_batch=lambda: self._recorder.current if self._recorder is not None else None,
+            is_measured=lambda step: step % settings.every == 0,
+            on_batch=self._batch_trained,
+            on_step=self._step_made,
+            on_error=self._failed,
+        )
+
+    def _follow_samples(
+        self, model: nn.Module, loader: DataLoader[Any], recorder: LoaderRecorder
+    ) -> None:
+        size = recorder.dataset_size
+        if size is None:
+            self.log.once(
+                f"the samples of train_loader have no identity, {recorder.no_identity}: "
+                "steps are measured, there are no suspects and no stop"
+            )
+            return
+        self._expected_steps = float(max(len(loader), 1))
+        averaged = self.settings.keep_best == "averaged"
+        rule = self.settings.stop or StopRule()
+        lag = rule.average_lag if averaged else 0
+        self.path = PriorityPath(size, self.settings.max_tracked, self.settings.stop, lag)
+        if self.settings.keep_best is not None:
+            self.keeper = WeightKeeper(model, averaged, rule.patience + _EXTRA_EPOCHS_KEPT)
+
+    @property
+    def decision(self) -> Decision:
+        """The latest advice; a stop stays, whatever happens after."""
+        if self.path is not None and (self.path.decision.stop or self._failure is None):
+            return self.path.decision
+        if self._failure is not None:
+            return Decision(False, StopReason.FAILED, self.epoch, None, self._failure)
+        message = "samples have no identity, so what was memorised cannot be seen: no stop"
+        return Decision(False, StopReason.NO_IDENTITY, self.epoch, None, message)
+
+    # Batches and steps
+
+    def _batch_trained(self, batch: Batch) -> None:
+        if not self._checked_loss:  # at the first batch only: it waits for the device
+            self._checked_loss = True
+            self._check_loss(float(batch.misfit))
+            self._check_head(batch)
+        self._trained_in_pass = True
+        self._health.add(batch)
+        if self.path is not None and batch.index is not None:
+            known = self.settings.known_noise
+            self.path.record(batch, known.is_noisy(batch) if known is not None else None)
+
+    def _step_made(self, step: Step) -> None:
+        if step.batches:
+            known = self.settings.known_noise
+            weight = [self._noisy_weight(batch) for batch in step.batches]
+            true_label = [
+                known.true_label(batch) if known is not None else batch.rival
+                for batch in step.batches
+            ]
+            self._meter.measure(self.capture.steps, step, torch.cat(weight), torch.cat(true_label))
+        if self.keeper is not None:
+            self.keeper.update(self._expected_steps)
+        if self._meter.is_full:
+            self.report_steps()
+
+    def _noisy_weight(self, batch: Batch) -> Tensor:
+        if self.settings.known_noise is not None:
+            return self.settings.known_noise.is_noisy(batch)
+        return self.path.membership(batch) if self.path is not None else noisy_weight(batch.margin)
+
+    def report_steps(self) -> None:
+        """Read what was measured since the last report, and write it."""
+        for report in self._meter.read():
+            self.latest = report.values
+            self._events.scalars(report.values, report.step, report.time)
+
+    # Epochs
+
+    def _pass_turns(self, begins: bool) -> None:
+        # A pass that the loop broke off ends where the next one begins. A pass without training,
+        # as for a metric on the training data, is no epoch.
+        if self._trained_in_pass and self._failure is None:
+            self._trained_in_pass = False
+            self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        self.report_steps()
+        self._check_health()
+        self.epoch += 1
+        record: dict[str, Any] = {"epoch": self.epoch, "step": self.capture.steps}
+        if self.keeper is not None:
+            self._expected_steps = max(self.keeper.end_epoch(self.epoch), 1)
+        stopped_before = self.decision.stop
+        if self.path is not None and not stopped_before:
+            scalars, relabelled = self.path.end_epoch()
+            record |= scalars
+            if relabelled > _MOST_RELABELLED * self.path.history.size:
+                self._lose_identity(
+                    f"{relabelled} of them showed another label than before; something between "
+                    "train_loader and the model changes the order of batches or their labels"
+                )
+        self.records.append(record)
+        self.log.epoch(record, self.decision)
+        self._events.scalars(_numbers(record), self.capture.steps)
+        if self.decision.stop and not stopped_before:
+            self._stopped()
+
+    def _stopped(self) -> None:
+        decision = self.decision
+        if self.keeper is not None and decision.best_epoch is not None:
+            self.keeper.settle(decision.best_epoch)
+        self.log.stop(decision)
+        self._events.text("decision", decision.message, self.capture.steps)
+        self._events.flush()
+        self.write_folder()
+
+    # Checks
+
+    def _check_loss(self, misfit: float) -> None:
+        if misfit <= MOST_UNEXPLAINED:
+            return
+        if self.settings.criterion is None:
+            raise ValueError(
+                "the loss is no plain cross-entropy on the model's logits "
+                f"({misfit:.1%} of their gradient is unexplained); pass the loss as criterion="
+            )
+        self.log.once(
+            f"up to {misfit:.1%} of the logits' gradient does not come from criterion; "
+            "only the criterion's own part is measured"
+        )
+
+    def _check_head(self, batch: Batch) -> None:
+        if batch.features is not None:
+            return
+        if self.settings.head is not None:
+            seen = "the output of head= is not the model's logits"
+        else:
+            seen = "no linear layer was seen to give the model's logits; pass it as head="
+        self.log.once(
+            f"{seen}. Statistics of the head are off; losses, suspects and the stop go on"
+        )
+
+    def _check_health(self) -> None:
+        report = self._health.read()
+        self._check_loss(report.misfit)
+        if report.not_finite:
+            self.log.once(
+                f"{report.not_finite} batches of epoch {self.epoch + 1} had NaN or infinite "
+                "logits or gradients, from the model or the loss; they were left out"
+            )
+        if self.path is None or self._recorder is None:
+            return
+        if self._recorder.no_identity is not None:
+            self._lose_identity(self._recorder.no_identity)
+        elif report.untraced:
+            self.log.once(
+                f"{report.untraced} of {report.batches} batches could not be traced to samples of "
+                "train_loader: the model got another number of samples than the loader gave"
+            )
+
+    def _lose_identity(self, reason: str) -> None:
+        self.log.once(f"samples have no identity, {reason}: no suspects and no stop from here on")
+        self.path = None
+
+    # Failures and the end
+
+    def _writing_failed(self, error: Exception) -> None:
+        self.log.once(
+            f"writing is off, measuring and training go on: {type(error).__name__}: {error}"
+        )
+
+    def _failed(self, error: Exception) -> None:
+        if self._failure is not None:
+            return
+        self._failure = (
+            f"measuring is off after step {self.capture.steps}, training goes on: "
+            f"{type(error).__name__}: {error}"
+        )
+        self.log.once(self._failure)
+        logging.getLogger("prioritymonitor").debug("the cause", exc_info=error)
+        self.capture.close()
+        self._events.flush()
+
+    def write_folder(self) -> None:
+        """Write suspects and history to the run folder."""
+        if self.settings.log_dir is None or self.path is None:
+            return
+        try:
+            write_run(self.settings.log_dir, self.path.suspects(None), self.history())
+        except OSError as error:
+            self._writing_failed(error)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The records of the epochs, with the priority as it looks today."""
+        records = [dict(record) for record in self.records]
+        priority = self.path.priority if self.path is not None else []
+        for record, value in zip(records, priority, strict=False):
+            record["priority"] = value
+        return records
+
+    def close(self) -> None:
+        """Leave model, optimizer and loader as found, and write what is left."""
+        self.capture.close()
+        if self._recorder is not None:
+            self._recorder.close()
+        self.report_steps()
+        self.write_folder()
+        self._events.close()
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types."""
+        self.report_steps()
+        return {
+            "version": 1,
+            "steps": self.capture.steps,
+            "epoch": self.epoch,
+            "trained_in_pass": self._trained_in_pass,
+            "expected_steps": self._expected_steps,
+            "latest": dict(self.latest),
+            "records": [dict(record) for record in self.records],
+            "path": self.path.state_dict() if self.path is not None else None,
+            "keeper": self.keeper.state_dict() if self.keeper is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        for name, part in (("path", self.path), ("keeper", self.keeper)):
+            if (part is None) != (state[name] is None):
+                raise ArgumentValueError(
+                    f"got a state {'without' if state[name] is None else 'with'} {name!r}; make "
+                    "the monitor with the same train_loader and keep_best as the one that saved it"
+                )
+        if self.path is not None:
+            self.path.load_state_dict(state["path"])
+        if self.keeper is not None:
+            self.keeper.load_state_dict(state["keeper"])
+        self.capture.steps = state["steps"]
+        self.epoch = state["epoch"]
+        self._trained_in_pass = state["trained_in_pass"]
+        self._expected_steps = state["expected_steps"]
+        self.latest = dict(state["latest"])
+        self.records = [dict(record) for record in state["records"]]
+        self._events.resume_at(self.capture.steps)
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value) for name, value in record.items() if name != "step" and value is not None
+    }

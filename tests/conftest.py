@@ -1,0 +1,24 @@
+"""Settings that all tests share."""
+
+import logging
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_randomness():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def said(caplog):
+    """What the monitor said at WARNING so far, as a list of messages."""
+    caplog.set_level(logging.INFO, logger="prioritymonitor")
+
+    def messages():
+        return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+    return messages
