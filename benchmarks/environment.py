@@ -19,13 +19,13 @@ RESULTS = Path(__file__).parent / "results"
 _NUMBER_LISTS = re.compile(r"\[[^\[\]{}\"]*\]")
 
 
-def write_results(name: str, results: dict[str, Any]) -> None:
-    """Write `results/NAME.json`, with the environment, and say so; NaN becomes null."""
+def write_results(name: str, results: dict[str, Any]) -> str:
+    """Write `results/NAME.json`, with the environment, and return where; NaN becomes null."""
     RESULTS.mkdir(exist_ok=True)
     content = _plain({"environment": environment(), **results})
     text = json.dumps(content, indent=1, allow_nan=False)
     (RESULTS / f"{name}.json").write_text(_NUMBER_LISTS.sub(_on_one_line, text) + "\n")
-    print(f"\nresults: benchmarks/results/{name}.json")
+    return f"benchmarks/results/{name}.json"
 
 
 def environment() -> dict[str, Any]:

@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-
 from data import add_data_option, load_images
 from environment import write_results
 from models import mlp
-from prioritymonitor import GradientMonitor, corrupt_labels
 from tables import print_table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from prioritymonitor import GradientMonitor, corrupt_labels
 
 BAR = 0.15
 """Largest relative deviation from theory that passes."""
+
+FOOTNOTES = """\
+measured: mean over seeds; worst dev.: largest relative deviation over seeds.
+class dev.: largest over seeds and classes, each class against its own realised noise rate;
+population: the same for the tags with _population; nominal: against the nominal rate instead.
+hidden with 0: the head starts at zero, so that each class has the probability 1/C exactly."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ def main() -> None:
     results = [summary(case, measure_all(case, options)) for case in CASES]
     print_summaries(results)
     settings = {"batch": options.batch, "seeds": options.seeds, "bar": BAR}
-    write_results("initial_ratio", {"settings": settings, "cases": results})
+    path = write_results("initial_ratio", {"settings": settings, "cases": results})
+    print(f"\nresults: {path}")
 
 
 def measure_all(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -171,12 +178,7 @@ def print_summaries(results: list[dict[str, Any]]) -> None:
     columns = ["data", "hidden", "noise", "expected", "measured", "worst dev.", "population"]
     columns += ["worst dev.", "class dev.", "population", "nominal", f"≤ {BAR:.0%}"]
     print_table("Single-logit segment ratio at initialisation", columns, rows)
-    print(
-        "measured: mean over seeds. worst dev.: largest relative deviation over seeds. class dev.:\n"
-        "largest over seeds and classes, each class against its own realised share of wrong labels;\n"
-        "population: the same for the _population tags; nominal: against the nominal share instead.\n"
-        "hidden, 0: with a head of zeros, so that each class starts at the probability 1/C exactly."
-    )
+    print(FOOTNOTES)
 
 
 if __name__ == "__main__":

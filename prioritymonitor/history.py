@@ -74,7 +74,8 @@ class SampleHistory:
         seen = torch.stack((batch.sample_loss, batch.margin, torch.ones_like(batch.margin)), 1)
         self._epoch.index_add_(0, slot, seen.to(self._epoch.dtype))
         before = self._labels[slot, 0]
-        self._relabelled += ((before >= 0) & (before != batch.target) & batch.counted).sum()
+        changed = (before >= 0) & (before != batch.target) & (slot < self.size)
+        self._relabelled += changed.sum()
         self._labels[slot] = torch.stack((batch.target, batch.rival), 1).int()
 
     def end_epoch(self) -> int:
@@ -87,7 +88,6 @@ class SampleHistory:
         relabelled = int(self._relabelled)
         self._epoch.zero_()
         self._relabelled.zero_()
-        self._labels[-1] = -1
         visited = visits > 0
         row = (loss / visits).clamp(max=_LARGEST_HALF).half()
         if self.losses:
