@@ -36,6 +36,8 @@ class Batch:
     """False where the loss ignores the sample or its numbers are not finite, bool `[B]`."""
     finite: Tensor
     """False if any logit or any gradient of a logit is NaN or infinite, bool `[]`."""
+    in_range: Tensor
+    """False if a label is none of the classes, bool `[]`."""
     misfit: Tensor
     """Share of the logits' gradient that the recognised loss does not explain, in [0, 1], `[]`."""
     features: Tensor | None

@@ -18,7 +18,7 @@ from .capture.loader import LoaderRecorder
 from .capture.step import StepCapture
 from .decision import StopRule
 from .errors import ArgumentValueError
-from .health import MOST_UNEXPLAINED, Health
+from .health import Health
 from .membership import noisy_weight
 from .meter import StepMeter
 from .noise import KnownNoise
@@ -68,17 +68,21 @@ class Watch:
         self.log = Log()
         self.path: PriorityPath | None = None
         self.keeper: WeightKeeper | None = None
-        self._health = Health()
         self._meter = StepMeter()
         self._events = EventWriter(settings.log_dir, settings.writer, self._writing_failed)
-        self._checked_loss = False
         self._trained_in_pass = False
+        self._continues_pass = False
         self._failure: str | None = None
         self._expected_steps = 100.0
         self._recorder: LoaderRecorder | None = None
         if loader is not None:
             self._recorder = LoaderRecorder(loader, self._pass_turns, self._failed)
             self._follow_samples(model, loader, self._recorder)
+        self._health = Health(
+            has_criterion=settings.criterion is not None,
+            has_named_head=settings.head is not None,
+            has_identity=self.path is not None,
+        )
         self.capture = StepCapture(
             model,
             optimizer,
@@ -122,12 +126,9 @@ class Watch:
     # Batches and steps
 
     def _batch_trained(self, batch: Batch) -> None:
-        if not self._checked_loss:  # at the first batch only: it waits for the device
-            self._checked_loss = True
-            self._check_loss(float(batch.misfit))
-            self._check_head(batch)
-        self._trained_in_pass = True
-        self._health.add(batch)
+        self._trained_in_pass, self._continues_pass = True, False
+        for problem in self._health.add(batch):
+            self.log.once(problem)
         if self.path is not None and batch.index is not None:
             known = self.settings.known_noise
             self.path.record(batch, known.is_noisy(batch) if known is not None else None)
@@ -160,16 +161,20 @@ class Watch:
     # Epochs
 
     def _pass_turns(self, begins: bool) -> None:
-        # A pass that the loop broke off ends where the next one begins. A pass without training,
-        # as for a metric on the training data, is no epoch.
-        if self._trained_in_pass and self._failure is None:
+        # A pass that the loop broke off ends where the next one begins, unless a resumed run goes
+        # on with it. A pass without training, as for a metric on the training data, is no epoch.
+        resumes = begins and self._continues_pass
+        if self._trained_in_pass and not resumes and self._failure is None:
             self._trained_in_pass = False
             self._end_epoch()
 
     def _end_epoch(self) -> None:
         self.report_steps()
-        self._check_health()
         self.epoch += 1
+        for problem in self._health.end_epoch(self.epoch):
+            self.log.once(problem)
+        if self._recorder is not None and self._recorder.no_identity is not None:
+            self._lose_identity(self._recorder.no_identity)
         record: dict[str, Any] = {"epoch": self.epoch, "step": self.capture.steps}
         if self.keeper is not None:
             self._expected_steps = max(self.keeper.end_epoch(self.epoch), 1)
@@ -197,53 +202,10 @@ class Watch:
         self._events.flush()
         self.write_folder()
 
-    # Checks
-
-    def _check_loss(self, misfit: float) -> None:
-        if misfit <= MOST_UNEXPLAINED:
-            return
-        if self.settings.criterion is None:
-            raise ValueError(
-                "the loss is no plain cross-entropy on the model's logits "
-                f"({misfit:.1%} of their gradient is unexplained); pass the loss as criterion="
-            )
-        self.log.once(
-            f"up to {misfit:.1%} of the logits' gradient does not come from criterion; "
-            "only the criterion's own part is measured"
-        )
-
-    def _check_head(self, batch: Batch) -> None:
-        if batch.features is not None:
-            return
-        if self.settings.head is not None:
-            seen = "the output of head= is not the model's logits"
-        else:
-            seen = "no linear layer was seen to give the model's logits; pass it as head="
-        self.log.once(
-            f"{seen}. Statistics of the head are off; losses, suspects and the stop go on"
-        )
-
-    def _check_health(self) -> None:
-        report = self._health.read()
-        self._check_loss(report.misfit)
-        if report.not_finite:
-            self.log.once(
-                f"{report.not_finite} batches of epoch {self.epoch + 1} had NaN or infinite "
-                "logits or gradients, from the model or the loss; they were left out"
-            )
-        if self.path is None or self._recorder is None:
-            return
-        if self._recorder.no_identity is not None:
-            self._lose_identity(self._recorder.no_identity)
-        elif report.untraced:
-            self.log.once(
-                f"{report.untraced} of {report.batches} batches could not be traced to samples of "
-                "train_loader: the model got another number of samples than the loader gave"
-            )
-
     def _lose_identity(self, reason: str) -> None:
-        self.log.once(f"samples have no identity, {reason}: no suspects and no stop from here on")
-        self.path = None
+        if self.path is not None:
+            self.log.once(f"samples have no identity, {reason}: no suspects, no stop from here on")
+            self.path = None
 
     # Failures and the end
 
@@ -321,7 +283,7 @@ class Watch:
             self.keeper.load_state_dict(state["keeper"])
         self.capture.steps = state["steps"]
         self.epoch = state["epoch"]
-        self._trained_in_pass = state["trained_in_pass"]
+        self._trained_in_pass = self._continues_pass = state["trained_in_pass"]
         self._expected_steps = state["expected_steps"]
         self.latest = dict(state["latest"])
         self.records = [dict(record) for record in state["records"]]

@@ -47,7 +47,9 @@ def expected_statistics(gradients, noisy, targets, true_labels, update, ignored=
         return total / (count * (count - 1)) if count > 1 else torch.tensor(torch.nan)
 
     biased = {
-        (a, b): torch.dot(group[a], group[b]) for a in ("clean", "noisy") for b in ("clean", "noisy")
+        (a, b): torch.dot(group[a], group[b])
+        for a in ("clean", "noisy")
+        for b in ("clean", "noisy")
     }
     unbiased = {
         (a, b): torch.as_tensor(pairs(weights[a], weights[b]))

@@ -92,9 +92,7 @@ def test_every_sample_is_traced(make):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_dropped_last_batches_leave_the_rest_traced(workers):
-    loader = DataLoader(
-        dataset(), batch_size=8, shuffle=True, drop_last=True, num_workers=workers
-    )
+    loader = DataLoader(dataset(), batch_size=8, shuffle=True, drop_last=True, num_workers=workers)
     model, optimizer, monitor = watched(loader)
     for x, y in loader:
         train(model, optimizer, x, y)
@@ -223,7 +221,7 @@ def test_a_metric_pass_over_the_train_loader_is_no_epoch():
         for x, y in loader:
             train(model, optimizer, x, y)
         with torch.no_grad():
-            for x, y in loader:
+            for x, _ in loader:
                 model(x)
     assert [record["epoch"] for record in monitor.history()] == [1, 2, 3]
     monitor.close()
@@ -298,5 +296,3 @@ def test_only_a_fixed_subset_of_a_large_data_set_is_tracked():
     assert len(tracked[0]) == 20
     assert all(index == label for index, label in tracked[0].items())
     assert tracked[0] == tracked[1]
-
-

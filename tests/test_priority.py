@@ -49,9 +49,7 @@ def test_it_stops_once_patience_has_passed_since_the_peak(epochs, stops):
     assert decision.stop is stops
     assert decision.epoch == epochs
     assert decision.best_epoch == 5
-    assert decision.reason is (
-        StopReason.NOISY_DOMINATES if stops else StopReason.CLEAN_DOMINATES
-    )
+    assert decision.reason is (StopReason.NOISY_DOMINATES if stops else StopReason.CLEAN_DOMINATES)
 
 
 def test_the_message_names_the_epoch_at_which_noisy_labels_took_over():

@@ -33,6 +33,7 @@ class Observed:
     rival: Tensor
     counted: Tensor
     finite: Tensor
+    in_range: Tensor
     misfit: Tensor
 
 
@@ -77,6 +78,7 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
         residual=residual * weight.unsqueeze(1),
         sample_loss=loss * weight,
         misfit=torch.where(is_weighted, misfit_weighted, misfit),
+        in_range=torch.ones_like(misfit, dtype=torch.bool),
         **_standing(probability, target, counted, logits, gradient),
     )
 
@@ -106,13 +108,17 @@ def evaluate_criterion(
     counted = torch.ones_like(hard, dtype=torch.bool)
     if ignore_index is not None:
         counted = hard != ignore_index
-    hard = hard.clamp(0, logits.shape[1] - 1)
+    inside = (hard >= 0) & (hard < logits.shape[1])
+    in_range = (inside | ~counted).all()
+    counted &= inside
+    hard = torch.where(inside, hard, 0)
     strength = (gradient * residual).sum() / residual.square().sum()
     return Observed(
         target=hard,
         residual=residual,
         sample_loss=loss.detach(),
         misfit=_misfit(gradient, strength * residual, gradient.square().sum()),
+        in_range=in_range,
         **_standing(logits.softmax(1), hard, counted, logits, gradient),
     )
 

@@ -58,7 +58,9 @@ def digits(noise: float, seed: int) -> Problem:
         stratify=source.target,
         random_state=seed,
     )
-    return _problem("digits", (images[train], labels[train]), (images[test], labels[test]), noise, seed)
+    return _problem(
+        "digits", (images[train], labels[train]), (images[test], labels[test]), noise, seed
+    )
 
 
 def fashion_mnist(folder: Path, noise: float, seed: int) -> Problem:

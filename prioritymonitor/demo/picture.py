@@ -8,71 +8,102 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .data import Problem
 from .train import Outcome
 
 # From the palette of Okabe and Ito, which people with any colour vision can tell apart.
-_BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
+_BLUE, _VERMILION, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_GREY = "#595959"
 
 
-def draw(outcome: Outcome, path: Path) -> None:
+def draw(problem: Problem, outcome: Outcome, path: Path) -> None:
     """Draw a run as a PNG.
 
     Args:
-        outcome: The run.
+        problem: What was learnt.
+        outcome: What came of it.
         path: The file to write.
     """
     figure = Figure(figsize=(8, 6), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 2))
+    _draw_title(top, problem, outcome)
     _draw_error(top, outcome)
     _draw_priority(bottom, outcome)
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
-        if outcome.stopped_at is not None:
-            axes.axvline(outcome.stopped_at, color=_VERMILION, linewidth=1.2, linestyle="--")
-    figure.suptitle(_finding(outcome), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    if outcome.stopped_at is not None:
+        _draw_stop(
+            top, outcome.stopped_at, 0.95, f"the monitor says stop, epoch {outcome.stopped_at}"
+        )
+        _draw_stop(bottom, outcome.stopped_at, 0.1, "not measured after the stop")
     FigureCanvasAgg(figure).print_figure(path, dpi=150)
 
 
-def _finding(outcome: Outcome) -> str:
+def _draw_title(axes: Axes, problem: Problem, outcome: Outcome) -> None:
     handed_back, last = _error(outcome.returned_accuracy), _error(outcome.raw_accuracy[-1])
-    return f"Handed back: {handed_back:.1f} % test error. Trained to the end: {last:.1f} %."
+    finding = f"Handed back: {handed_back:.1f} % test error. Trained to the end: {last:.1f} %."
+    axes.set_title(finding, loc="left", fontsize=13, fontweight="bold", pad=26)
+    wrong, size = int(problem.is_wrong.sum()), len(problem.given_labels)
+    setting = f"{problem.name}, {wrong:,} of {size:,} training labels wrong"
+    place = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate(setting, (0, 1), (0, 10), color=_GREY, **place)
 
 
 def _draw_error(axes: Axes, outcome: Outcome) -> None:
     error = [_error(accuracy) for accuracy in outcome.raw_accuracy]
-    epochs = range(1, len(error) + 1)
-    axes.plot(epochs, error, color=_BLUE)
+    axes.plot(range(1, len(error) + 1), error, color=_BLUE)
     axes.set(ylabel="error on clean test labels (%)", ylim=(0, None), xlim=(0, len(error) + 1))
 
-    best = outcome.best_raw_epoch
-    _mark(axes, best, error[best - 1], f"best raw epoch, {best}", _BLUE, (-4, 40))
-    text = f"handed back: averaged weights of epoch {outcome.returned_epoch}"
-    returned = _error(outcome.returned_accuracy)
-    _mark(axes, outcome.returned_epoch, returned, text, _GREEN, (12, -16))
-    if outcome.stopped_at is not None:
-        text = f"the monitor says stop, epoch {outcome.stopped_at}"
-        place = (outcome.stopped_at, 0.97)
-        _write(axes, text, place, _VERMILION, (6, 0), xycoords=axes.get_xaxis_transform())
+    best, lowest = outcome.best_raw_epoch, min(error)
+    _mark(axes, best, lowest, 70, f"best raw epoch, {best}: {lowest:.1f} %", _BLUE)
+    kept, returned = outcome.returned_epoch, _error(outcome.returned_accuracy)
+    text = f"handed back: {returned:.1f} %, averaged weights of epoch {kept}"
+    _mark(axes, kept, returned, -18, text, _GREEN)
 
 
 def _draw_priority(axes: Axes, outcome: Outcome) -> None:
-    epochs = range(1, len(outcome.priority) + 1)
-    axes.plot(epochs, outcome.priority, color=_BLUE)
+    priority = outcome.priority
+    axes.plot(range(1, len(priority) + 1), priority, color=_BLUE)
     axes.set(xlabel="epoch", ylabel="clean priority")
-    height = max(outcome.priority)
-    peak = outcome.priority.index(height) + 1
-    _mark(axes, peak, height, f"peak, epoch {peak}", _BLUE, (0, 12))
+    # The steep rise of the first two epochs would flatten the rest.
+    highest, lowest = max(priority), min(priority[2:] or priority)
+    axes.set_ylim(lowest, highest + 0.3 * (highest - lowest or 1))
+    peak = priority.index(highest) + 1
+    _mark(axes, peak, highest, 16, f"peak, epoch {peak}", _BLUE)
 
 
-def _mark(
-    axes: Axes, epoch: int, height: float, text: str, colour: str, offset: tuple[int, int]
-) -> None:
-    axes.plot(epoch, height, "o", color=colour, markersize=8)
-    axes.annotate(text, (epoch, height), offset, textcoords="offset points", color=colour)
+def _draw_stop(axes: Axes, epoch: int, share: float, text: str) -> None:
+    """A line through the panel, its text at this share of the height."""
+    axes.axvline(epoch, color=_VERMILION, linewidth=1.2, linestyle="--")
+    low, high = axes.get_ylim()
+    _label(axes, epoch, low + share * (high - low), 0, text, _VERMILION)
 
 
-def _write(axes, text, place, colour, offset, **kw):
-    axes.annotate(text, place, offset, textcoords="offset points", color=colour, **kw)
+def _mark(axes: Axes, epoch: int, height: float, rise: int, text: str, colour: str) -> None:
+    axes.plot(epoch, height, "o", color=colour, markersize=7, zorder=3)
+    _label(axes, epoch, height, rise, text, colour)
+
+
+def _label(axes: Axes, epoch: int, height: float, rise: int, text: str, colour: str) -> None:
+    """Text `rise` points above a place, towards the middle of the picture."""
+    is_left = epoch < sum(axes.get_xlim()) / 2
+    axes.annotate(
+        text,
+        (epoch, height),
+        (6 if is_left else -6, rise),
+        textcoords="offset points",
+        ha="left" if is_left else "right",
+        va="center",
+        color=colour,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        arrowprops={
+            "arrowstyle": "-",
+            "color": colour,
+            "linewidth": 0.8,
+            "relpos": (0 if is_left else 1, 0.5),
+        },
+    )
+
 
 def _error(accuracy: float) -> float:
     """In percent."""

@@ -16,22 +16,47 @@ from .train import Outcome
 
 def announce(problem: Problem, epochs: int) -> None:
     """Say what is about to be trained."""
-    size, wrong = len(problem.given_labels), int(problem.is_wrong.sum())
-    print(
-        f"{problem.name}: {size:,} training samples, {wrong:,} of them with a wrong label; "
-        f"{len(problem.test_labels):,} clean test samples.\n"
-        "The monitor is told neither which labels are wrong nor anything of the test set.\n"
-        f"A script would break at the stop; the demo trains all {epochs} epochs to show the rest."
-    )
+    wrong, size = int(problem.is_wrong.sum()), len(problem.given_labels)
+    print(f"{problem.name}: {wrong:,} of {size:,} training labels are wrong.")
+    print("Nobody tells the monitor which. Clean test labels serve this report only.")
+    print(f"Your script would break at the stop; the demo trains all {epochs} epochs.\n")
 
 
 def show_outcome(problem: Problem, outcome: Outcome) -> None:
     """Print the table of results."""
-    epochs = len(outcome.raw_accuracy)
-    stop = "no stop" if outcome.stopped_at is None else f"epoch {outcome.stopped_at} of {epochs}"
-    true_rate = problem.is_wrong.double().mean().item()
-    table = Table(show_header=False, title=problem.name)
-    for what, value, remark in (
-    ):
-        table.add_row(what, value, remark)
+    epochs, best = len(outcome.raw_accuracy), outcome.best_raw_epoch
+    stop, true_rate = outcome.stopped_at, problem.is_wrong.double().mean().item()
+    table = Table(show_header=False)
+    table.add_row("stopped at", "no stop" if stop is None else f"epoch {stop} of {epochs}")
+    table.add_section()
+    table.add_row("[bold]test accuracy[/bold]")
+    table.add_row(
+        f"returned weights (averaged, epoch {outcome.returned_epoch})",
+        f"[bold]{_percent(outcome.returned_accuracy)}[/bold]",
+    )
+    table.add_row(
+        f"best raw epoch ({best}, by the test labels)", _percent(max(outcome.raw_accuracy))
+    )
+    table.add_row(f"last epoch ({epochs})", _percent(outcome.raw_accuracy[-1]))
+    table.add_section()
+    table.add_row("suspects (score > 0.5): precision", _percent(outcome.precision))
+    table.add_row("suspects (score > 0.5): recall", _percent(outcome.recall))
+    table.add_row(
+        f"estimated noise rate (true: {_percent(true_rate)})", _percent(outcome.noise_rate)
+    )
     Console().print(table)
+
+
+def show_files(folder: Path, picture: Path) -> None:
+    """Print where everything is and how to look at it."""
+    print(f"\npicture      {picture}")
+    print(f"suspects     {folder / SUSPECTS_FILE}")
+    print(f"epochs       {folder / HISTORY_FILE}")
+    print(f"TensorBoard  {folder}\n")
+    quoted = shlex.quote(str(folder))
+    print(f"tensorboard --logdir {quoted}")
+    print(f"prioritymonitor suspects {quoted}")
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.1%}"

@@ -1,0 +1,120 @@
+"""The command line: `prioritymonitor demo` and `prioritymonitor suspects`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+_NEEDS_EXTRA = "prioritymonitor: got no module {!r}; run: pip install 'prioritymonitor[cli]'"
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    print(_NEEDS_EXTRA.format(error.name), file=sys.stderr)
+    raise SystemExit(2) from None
+
+from . import __version__
+from .errors import PriorityMonitorError
+
+# The commands import what they need themselves: torch, scikit-learn and matplotlib take seconds.
+app = typer.Typer(
+    help=(
+        "Watch clean and noisy labels compete in every update, and stop before the noise is learnt."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+class OptimizerName(str, Enum):
+    """The optimizers of the demo."""
+
+    adam = "adam"
+    sgd = "sgd"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"prioritymonitor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the four gzipped Fashion-MNIST files; digits without it."),
+    ] = None,
+    log_dir: Annotated[
+        Path, typer.Option(help="Run folder; a number is added if it is in use.")
+    ] = Path("runs/demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Last epoch, the stop aside.")] = 60,
+    noise: Annotated[float, typer.Option(min=0, max=1, help="Share of wrong labels.")] = 0.4,
+    optimizer: Annotated[OptimizerName, typer.Option(help="Optimizer.")] = OptimizerName.adam,
+    seed: Annotated[int, typer.Option(help="Seed of data, weights and batches.")] = 0,
+) -> None:
+    """Train on images with wrong labels and see when the monitor stops, and what it finds."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from .demo.data import digits, fashion_mnist
+    from .demo.folder import fresh_folder
+    from .demo.picture import draw
+    from .demo.report import announce, show_files, show_outcome
+    from .demo.train import train
+
+    problem = fashion_mnist(data, noise, seed) if data is not None else digits(noise, seed)
+    folder = fresh_folder(log_dir)
+    announce(problem, epochs)
+    bar = track(range(1, epochs + 1), "training", console=Console(stderr=True))
+    outcome = train(problem, optimizer.value, bar, seed, folder)
+    picture = folder / "u_shape.png"
+    draw(problem, outcome, picture)
+    show_outcome(problem, outcome)
+    show_files(folder, picture)
+
+
+@app.command()
+def suspects(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder, the log_dir of a GradientMonitor.")],
+    top: Annotated[
+        int | None, typer.Option(min=0, help="At most so many, likeliest first.")
+    ] = None,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Only scores above this; 0: all samples.")
+    ] = 0.5,
+) -> None:
+    """Print the samples taken as mislabelled as CSV, the likeliest first."""
+    from .records import Suspect
+    from .reporting.run_folder import read_suspects
+
+    found = [suspect for suspect in read_suspects(run_dir) if suspect.score > min_score]
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(Suspect._fields)
+    table.writerows(found[:top])
+    sys.stdout.flush()  # a closed pipe shows here, where it is taken quietly, not at the exit
+
+
+def main() -> None:
+    """Run the command line; what the user can put right is said in one line, with exit code 2."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        problem = _NEEDS_EXTRA.format(error.name)
+    except (PriorityMonitorError, OSError) as error:
+        problem = f"prioritymonitor: {error}"
+    print(problem, file=sys.stderr)
+    raise SystemExit(2)
