@@ -6,18 +6,25 @@ import csv
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-_NEEDS_EXTRA = "prioritymonitor: got no module {!r}; run: pip install 'prioritymonitor[cli]'"
+from . import __version__
+from .errors import PriorityMonitorError
+
+
+def _exit_saying(problem: object) -> NoReturn:
+    print(f"prioritymonitor: {problem}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _exit_without(error: ModuleNotFoundError) -> NoReturn:
+    _exit_saying(f"got no module {error.name!r}; run: pip install 'prioritymonitor[cli]'")
+
 
 try:
     import typer
 except ModuleNotFoundError as error:
-    print(_NEEDS_EXTRA.format(error.name), file=sys.stderr)
-    raise SystemExit(2) from None
-
-from . import __version__
-from .errors import PriorityMonitorError
+    _exit_without(error)
 
 # The commands import what they need themselves: torch, scikit-learn and matplotlib take seconds.
 app = typer.Typer(
@@ -113,8 +120,6 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        problem = _NEEDS_EXTRA.format(error.name)
+        _exit_without(error)
     except (PriorityMonitorError, OSError) as error:
-        problem = f"prioritymonitor: {error}"
-    print(problem, file=sys.stderr)
-    raise SystemExit(2)
+        _exit_saying(error)

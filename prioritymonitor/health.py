@@ -75,7 +75,8 @@ class Health:
         if untraced and self._has_identity:
             problems.append(
                 f"{untraced} of {batches} batches could not be traced to samples of train_loader: "
-                "the model got another number of samples than the loader gave"
+                "the model got another number of samples than the loader gave, or the pass had begun "
+                "before the monitor was made"
             )
         return problems
 

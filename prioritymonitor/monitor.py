@@ -129,17 +129,19 @@ class GradientMonitor:
     @property
     def decision(self) -> Decision:
         """The latest advice with its reason."""
+        self._watch.settle_epoch()
         return self._watch.decision
 
     @property
     def best_epoch(self) -> int | None:
         """The epoch whose weights `restore_best()` would give now; None before the first."""
-        wanted, keeper = self._watch.decision.best_epoch, self._watch.keeper
+        wanted, keeper = self.decision.best_epoch, self._watch.keeper
         return wanted if wanted is None or keeper is None else keeper.nearest(wanted)
 
     @property
     def noise_rate(self) -> float:
         """Estimated share of noisy labels among the samples seen, in [0, 1]; NaN before epoch 1."""
+        self._watch.settle_epoch()
         return self._watch.path.noise_rate if self._watch.path is not None else float("nan")
 
     @property
@@ -158,6 +160,7 @@ class GradientMonitor:
             is as it was at the time. Without sample identities, and after the stop: `epoch` and
             `step` only.
         """
+        self._watch.settle_epoch()
         return self._watch.history()
 
     def suspects(self, k: int | None = None) -> list[Suspect]:
@@ -171,6 +174,7 @@ class GradientMonitor:
             Tuples `(index, score, given_label, predicted_label)`; the index is the position in
             `train_loader.dataset`. Empty before the first epoch is complete.
         """
+        self._watch.settle_epoch()
         return self._watch.path.suspects(k) if self._watch.path is not None else []
 
     def restore_best(self) -> int | None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .averaging import WeightKeeper
-from .capture.loader import LoaderRecorder
+from .capture.loader import HandedOut, LoaderRecorder
 from .capture.step import StepCapture
 from .decision import StopRule
 from .errors import ArgumentValueError
@@ -72,6 +72,7 @@ class Watch:
         self._events = EventWriter(settings.log_dir, settings.writer, self._writing_failed)
         self._trained_in_pass = False
         self._continues_pass = False
+        self._stepped_with: HandedOut | None = None
         self._failure: str | None = None
         self._expected_steps = 100.0
         self._recorder: LoaderRecorder | None = None
@@ -134,6 +135,7 @@ class Watch:
             self.path.record(batch, known.is_noisy(batch) if known is not None else None)
 
     def _step_made(self, step: Step) -> None:
+        self._stepped_with = self._recorder.current if self._recorder is not None else None
         if step.batches:
             known = self.settings.known_noise
             weight = [self._noisy_weight(batch) for batch in step.batches]
@@ -167,6 +169,18 @@ class Watch:
         if self._trained_in_pass and not resumes and self._failure is None:
             self._trained_in_pass = False
             self._end_epoch()
+
+    def settle_epoch(self) -> None:
+        """End the epoch now if an optimizer step followed its last batch.
+
+        A trainer that counts batches never asks the loader for the one past the last, so the end
+        of the pass would go unnoticed until the next begins.
+        """
+        recorder = self._recorder
+        if recorder is None or recorder.current is None or not recorder.is_exhausted:
+            return
+        if recorder.current is self._stepped_with and self._failure is None:
+            self._pass_turns(False)
 
     def _end_epoch(self) -> None:
         self.report_steps()

@@ -66,6 +66,7 @@ class LoaderRecorder:
         self.batch_begins = Hook(self._batch_begins, on_error)
         self.pass_turns = Hook(self._pass_turns, on_error)
         self._on_pass = on_pass
+        self._handed_out = 0
         shadow = loader.__dict__.setdefault("_get_iterator", _RecordedIterators(loader))
         shadow.recorders.append(self)
 
@@ -73,6 +74,14 @@ class LoaderRecorder:
     def dataset_size(self) -> int | None:
         """Number of samples that an index may name; None where samples have no identity."""
         return None if self.no_identity else len(self.loader.dataset)  # type: ignore[arg-type]
+
+    @property
+    def is_exhausted(self) -> bool:
+        """True once the running pass has handed out its last batch."""
+        try:
+            return self._handed_out >= len(self.loader)
+        except TypeError:  # a stream without length
+            return False
 
     def _batch_begins(self, drawn: Any, batch: Any) -> None:
         index = None
@@ -85,9 +94,11 @@ class LoaderRecorder:
             except (TypeError, ValueError, RuntimeError):
                 self.no_identity = "its sampler does not give integer positions"
         self.current = HandedOut(index, _labels(batch))
+        self._handed_out += 1
 
     def _pass_turns(self, begins: bool) -> None:
         self.current = None
+        self._handed_out = 0
         self._on_pass(begins)
 
     def close(self) -> None:

@@ -53,7 +53,8 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
     lowest, target = gradient.min(1)
     # A sample that is fit to the last bit has no negative entry left; its label is its prediction.
     target = torch.where(lowest < 0, target, logits.argmax(1))
-    onehot = nn.functional.one_hot(target, logits.shape[1]).to(logits.dtype)
+    # Not one_hot(): it waits for the device, to check the labels.
+    onehot = torch.zeros_like(probability).scatter_(1, target.unsqueeze(1), 1.0)
     residual = probability - onehot
 
     along = (gradient * residual).sum(1)

@@ -45,8 +45,7 @@ def _draw_title(axes: Axes, problem: Problem, outcome: Outcome) -> None:
     axes.set_title(finding, loc="left", fontsize=13, fontweight="bold", pad=26)
     wrong, size = int(problem.is_wrong.sum()), len(problem.given_labels)
     setting = f"{problem.name}, {wrong:,} of {size:,} training labels wrong"
-    place = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    axes.annotate(setting, (0, 1), (0, 10), color=_GREY, **place)
+    axes.text(0, 1.04, setting, color=_GREY, transform=axes.transAxes)
 
 
 def _draw_error(axes: Axes, outcome: Outcome) -> None:

@@ -49,13 +49,12 @@ def show_outcome(problem: Problem, outcome: Outcome) -> None:
 
 def show_files(folder: Path, picture: Path) -> None:
     """Print where everything is and how to look at it."""
-    print(f"\npicture      {picture}")
-    print(f"suspects     {folder / SUSPECTS_FILE}")
-    print(f"epochs       {folder / HISTORY_FILE}")
-    print(f"TensorBoard  {folder}\n")
     quoted = shlex.quote(str(folder))
-    print(f"tensorboard --logdir {quoted}")
-    print(f"prioritymonitor suspects {quoted}")
+    print(f"\nPicture:   {picture}")
+    print(f"Suspects:  {folder / SUSPECTS_FILE}")
+    print(f"Epochs:    {folder / HISTORY_FILE}")
+    print(f"\nOpen TensorBoard:   tensorboard --logdir {quoted}")
+    print(f"List the suspects:  prioritymonitor suspects {quoted}")
 
 
 def _percent(share: float) -> str:

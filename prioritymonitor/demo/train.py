@@ -74,7 +74,7 @@ def train(
         for images, labels in train_loader:
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(images), labels)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         raw_accuracy.append(_test_accuracy(model, problem))
         # Here a script says `if monitor.should_stop: break`. The demo goes on to show what follows.
@@ -108,12 +108,12 @@ def _network(problem: Problem) -> nn.Module:
 @torch.no_grad()
 def _test_accuracy(model: nn.Module, problem: Problem) -> float:
     predicted = model(problem.test_images).argmax(1)
-    return (predicted == problem.test_labels).double().mean().item()
+    return float((predicted == problem.test_labels).double().mean())
 
 
 def _found(suspects: list[Suspect], is_wrong: Tensor) -> tuple[float, float]:
     """Precision and recall of the samples taken as mislabelled."""
     taken = torch.zeros_like(is_wrong)
     taken[[suspect.index for suspect in suspects if suspect.score > 0.5]] = True
-    found = (taken & is_wrong).sum()
+    found = (taken & is_wrong).sum().double()
     return (found / taken.sum()).item(), (found / is_wrong.sum()).item()

@@ -1,0 +1,107 @@
+"""Data flows one way: capture, attribution, statistics, decision, reporting; and light imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import prioritymonitor
+
+PACKAGE = Path(prioritymonitor.__file__).parent
+
+LEAVES = {"records", "errors"}
+ALLOWED = {
+    "records": set(),
+    "errors": set(),
+    # pure: torch and the records, nothing else of ours
+    "attribution": LEAVES,
+    "statistics": LEAVES,
+    "membership": LEAVES,
+    "decision": LEAVES,
+    "health": LEAVES,
+    # effects, each with its own kind of thing
+    "capture.hooks": set(),
+    "capture.losses": LEAVES,
+    "capture.head": {"capture.hooks"},
+    "capture.loader": {"capture.hooks"},
+    "capture.step": LEAVES | {"capture.hooks", "capture.losses", "capture.head", "capture.loader"},
+    "history": LEAVES,
+    "averaging": LEAVES,
+    "noise": LEAVES,
+    "reporting.tensorboard": LEAVES,
+    "reporting.log": LEAVES,
+    "reporting.run_folder": LEAVES,
+    # what puts the stages together, in their order
+    "meter": LEAVES | {"attribution", "statistics"},
+    "path": LEAVES | {"history", "membership", "statistics", "decision"},
+    "arguments": LEAVES | {"capture.head", "decision"},
+}
+COMPOSES = {"watch", "monitor", "__init__"}
+EDGE = ("cli", "demo")
+
+
+def module_name(file):
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports_of(file):
+    """Modules of ours that a file imports, as dotted names within the package."""
+    here = file.relative_to(PACKAGE).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*here[: len(here) - node.level + 1], *(node.module or "").split(".")]
+            base = ".".join(part for part in base if part)
+            found |= {base} if base else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prioritymonitor"):
+            found.add(node.module.removeprefix("prioritymonitor").strip("."))
+    return found
+
+
+def forbidden_arrows(files):
+    arrows = []
+    for file in files:
+        name = module_name(file)
+        if name in COMPOSES or name.startswith(EDGE) or name.endswith("__init__"):
+            continue
+        arrows += [f"{name} -> {other}" for other in imports_of(file) - ALLOWED[name]]
+    return arrows
+
+
+def test_no_import_goes_against_the_flow():
+    assert forbidden_arrows(PACKAGE.rglob("*.py")) == []
+
+
+def test_a_forbidden_import_would_be_noticed(monkeypatch):
+    monkeypatch.setitem(ALLOWED, "meter", LEAVES)
+    assert sorted(forbidden_arrows([PACKAGE / "meter.py"])) == [
+        "meter -> attribution",
+        "meter -> statistics",
+    ]
+
+
+def test_nothing_but_the_edge_imports_the_edge():
+    for file in PACKAGE.rglob("*.py"):
+        if not module_name(file).startswith(EDGE):
+            assert not any(name.startswith(EDGE) for name in imports_of(file)), file
+
+
+def test_the_public_names_are_the_documented_ones():
+    assert {name for name in vars(prioritymonitor) if name[0].isupper()} == {
+        "GradientMonitor",
+        "StopRule",
+        "Decision",
+        "StopReason",
+        "Suspect",
+        "PriorityMonitorError",
+        "ArgumentTypeError",
+        "ArgumentValueError",
+    }
+    assert callable(prioritymonitor.corrupt_labels)
+
+
+def test_importing_the_package_imports_nothing_optional():
+    optional = ["typer", "rich", "matplotlib", "sklearn", "lightning", "transformers", "opacus"]
+    script = f"import sys, prioritymonitor; print([m for m in {optional} if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert printed.stdout.strip() == "[]"
