@@ -21,20 +21,20 @@ types: .venv/test
 	$(BIN)/mypy
 
 docs: .venv/test
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
 
 # torch goes first and pinned: a range would pull the newest build with gigabytes of CUDA.
-.venv/torch: constraints.txt
+.venv/torch: .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt torch
 	touch $@
 
 .venv/demo: .venv/torch pyproject.toml
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cli]'
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[cli]'
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs]'
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[test,lint,docs]'
 	touch $@
 
 clean:
