@@ -192,7 +192,7 @@ def draw_deviations(axes: Axes, runs: list[dict[str, Any]]) -> None:
         deviations = [run[f"deviation_{group}"] for run in runs]
         axes.loglog(rates, deviations, "o-", color=color, label=group)
     axes.axhline(BAR, color="grey", linestyle="--", label=f"{BAR:.0%}")
-    axes.set(title=f"{runs[0]['mode']}: relative deviation of the sums")
+    axes.set(title=f"{runs[0]['mode']}: deviation of the sums")
     axes.set(xlabel="learning rate", ylabel="|contributions / decrease − 1|")
     axes.legend(fontsize="small")
 

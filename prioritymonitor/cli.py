@@ -26,11 +26,11 @@ try:
 except ModuleNotFoundError as error:
     _exit_without(error)
 
+_LOG_DIR = Path("runs/demo")
+
 # The commands import what they need themselves: torch, scikit-learn and matplotlib take seconds.
 app = typer.Typer(
-    help=(
-        "Watch clean and noisy labels compete in every update, and stop before the noise is learnt."
-    ),
+    help="Watch clean and noisy labels compete, and stop before the noise is learnt.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -65,10 +65,8 @@ def demo(
         Path | None,
         typer.Option(help="Folder of the four gzipped Fashion-MNIST files; digits without it."),
     ] = None,
-    log_dir: Annotated[
-        Path, typer.Option(help="Run folder; a number is added if it is in use.")
-    ] = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Last epoch, the stop aside.")] = 60,
+    log_dir: Annotated[Path, typer.Option(help="Run folder, numbered if in use.")] = _LOG_DIR,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train, stop or not.")] = 60,
     noise: Annotated[float, typer.Option(min=0, max=1, help="Share of wrong labels.")] = 0.4,
     optimizer: Annotated[OptimizerName, typer.Option(help="Optimizer.")] = OptimizerName.adam,
     seed: Annotated[int, typer.Option(help="Seed of data, weights and batches.")] = 0,
@@ -88,8 +86,7 @@ def demo(
     announce(problem, epochs)
     bar = track(range(1, epochs + 1), "training", console=Console(stderr=True))
     outcome = train(problem, optimizer.value, bar, seed, folder)
-    picture = folder / "u_shape.png"
-    draw(problem, outcome, picture)
+    draw(problem, outcome, picture := folder / "u_shape.png")
     show_outcome(problem, outcome)
     show_files(folder, picture)
 
@@ -97,12 +94,8 @@ def demo(
 @app.command()
 def suspects(
     run_dir: Annotated[Path, typer.Argument(help="Run folder, the log_dir of a GradientMonitor.")],
-    top: Annotated[
-        int | None, typer.Option(min=0, help="At most so many, likeliest first.")
-    ] = None,
-    min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Only scores above this; 0: all samples.")
-    ] = 0.5,
+    top: Annotated[int | None, typer.Option(min=0, help="No more than this many.")] = None,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Only scores above this.")] = 0.5,
 ) -> None:
     """Print the samples taken as mislabelled as CSV, the likeliest first."""
     from .records import Suspect

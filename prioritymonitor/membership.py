@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-TEMPERATURE = 0.2
+TEMPERATURE = 0.1
 """Width of the transition in units of the probability margin, which lies in [−1, 1]."""
 
+_TOLERANCE = 1e-4
+_MOST_ROUNDS = 100
 
-def noisy_weight(mean_margin: Tensor) -> Tensor:
-    """`1 / (1 + exp(m / 0.2))` of the mean probability margin m.
 
-    A label that the network mostly disagreed with has a negative mean margin and a weight above
-    1/2. NaN, a sample never visited, gives 1/2: nothing is known of it.
+def noisy_weight(mean_margin: Tensor, noise_rate: float) -> Tensor:
+    """How noisy a label is taken to be: `1 / (1 + exp(m / 0.1) (1 − π) / π)`.
+
+    This is the posterior chance of a wrong label for a sample of mean margin m, at a noise rate π,
+    if each tenth of margin makes a wrong label e times less likely. A label that the network mostly
+    disagreed with has a negative margin. Where few labels are wrong, it takes more disagreement to
+    be one of them: most samples with a slightly negative margin are then hard, not mislabelled.
 
     Args:
-        mean_margin: Mean over visits of `p_y − max_{k≠y} p_k`, in [−1, 1], any shape.
+        mean_margin: Mean over visits of `p_y − max_{k≠y} p_k`, in [−1, 1], any shape; NaN, a sample
+            never visited, gives the noise rate.
+        noise_rate: Share π of noisy labels, in (0, 1).
     """
-    return (-mean_margin.nan_to_num(nan=0.0) / TEMPERATURE).sigmoid()
+    prior = torch.tensor(noise_rate, dtype=torch.float64).logit().item()
+    return (prior - mean_margin.nan_to_num(nan=0.0) / TEMPERATURE).sigmoid()
+
+
+def consistent_noise_rate(mean_margin: Tensor) -> float:
+    """The noise rate π that is the mean of the weights it leads to.
+
+    Args:
+        mean_margin: `[n]`; NaN for samples never visited, which are left out.
+
+    Returns:
+        π in [0.0001, 0.9999]; 0.5 if no sample was visited.
+    """
+    margin = mean_margin[~mean_margin.isnan()]
+    rate = 0.5
+    for _ in range(_MOST_ROUNDS if len(margin) else 0):
+        before, rate = rate, noisy_weight(margin, rate).mean().item()
+        rate = min(max(rate, 1e-4), 1 - 1e-4)
+        if abs(rate - before) < _TOLERANCE:
+            break
+    return rate

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .decision import StopRule, decide
 from .history import SampleHistory
-from .membership import noisy_weight
+from .membership import consistent_noise_rate, noisy_weight
 from .records import Batch, Decision, StopReason, Suspect
 from .statistics import clean_priority
 
@@ -39,6 +39,8 @@ class PriorityPath:
         self._noisy_weight: Tensor | None = None
         """Today's membership of each tracked sample, float32 `[n]`."""
         self._on_device: Tensor | None = None
+        self._prior = 0.5
+        """Noise rate at which the membership of all samples is consistent with itself."""
         self._known = torch.full((self.history.size + 1,), torch.nan)
 
     def record(self, batch: Batch, is_noisy: Tensor | None) -> None:
@@ -61,7 +63,7 @@ class PriorityPath:
         From the sample's past visits; at its first visit, from the margin of that visit, which no
         memory of the label can have touched yet.
         """
-        momentary = noisy_weight(batch.margin)
+        momentary = noisy_weight(batch.margin, self._prior)
         if self._noisy_weight is None or batch.index is None:
             return momentary
         if self._on_device is None:
@@ -87,8 +89,9 @@ class PriorityPath:
 
     def _judge(self) -> Tensor:
         margin = self.history.settled_margin
+        self._prior = consistent_noise_rate(margin)
         known = self._known[:-1].cpu()
-        return torch.where(known.isnan(), noisy_weight(margin), known)
+        return torch.where(known.isnan(), noisy_weight(margin, self._prior), known)
 
     def _scalars(self, loss: Tensor, weight: Tensor) -> dict[str, Any]:
         seen = ~loss.isnan()
@@ -135,6 +138,7 @@ class PriorityPath:
             "priority": list(self.priority),
             "decision": decision,
             "noisy_weight": self._noisy_weight,
+            "prior": self._prior,
             "known": self._known.cpu().clone(),
         }
 
@@ -145,5 +149,6 @@ class PriorityPath:
         reason = StopReason[state["decision"]["reason"]]
         self.decision = Decision(**{**state["decision"], "reason": reason})
         self._noisy_weight = state["noisy_weight"]
+        self._prior = state["prior"]
         self._known = state["known"].clone()
         self._on_device = None

@@ -152,7 +152,9 @@ class Watch:
     def _noisy_weight(self, batch: Batch) -> Tensor:
         if self.settings.known_noise is not None:
             return self.settings.known_noise.is_noisy(batch)
-        return self.path.membership(batch) if self.path is not None else noisy_weight(batch.margin)
+        if self.path is not None:
+            return self.path.membership(batch)
+        return noisy_weight(batch.margin, noise_rate=0.5)  # a stream: nothing else is known
 
     def report_steps(self) -> None:
         """Read what was measured since the last report, and write it."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from prioritymonitor import GradientMonitor, StopReason, StopRule
 from prioritymonitor.decision import decide
-from prioritymonitor.membership import noisy_weight
+from prioritymonitor.membership import consistent_noise_rate, noisy_weight
 from prioritymonitor.statistics import clean_priority
 
 from .cases import make_data, make_loader, mlp
@@ -36,11 +36,34 @@ def test_samples_never_visited_do_not_count():
 
 
 def test_a_negative_mean_margin_makes_a_label_noisy():
-    weight = noisy_weight(torch.tensor([-1.0, -0.2, 0.0, 0.2, 1.0, float("nan")]))
+    weight = noisy_weight(torch.tensor([-1.0, -0.1, 0.0, 0.1, 1.0, float("nan")]), noise_rate=0.5)
     assert weight[0] > 0.99
     assert weight[1].item() == pytest.approx(1 / (1 + math.exp(-1)))
     assert weight[2] == weight[5] == 0.5
     assert weight[4] < 0.01
+
+
+def test_where_few_labels_are_wrong_it_takes_more_disagreement_to_be_one_of_them():
+    margin = torch.tensor([-0.1])
+    assert noisy_weight(margin, 0.4) > 0.5 > noisy_weight(margin, 0.1)
+
+
+def test_the_noise_rate_is_the_mean_of_the_weights_it_leads_to():
+    torch.manual_seed(0)
+    margin = torch.cat((torch.full((400,), -0.6), torch.full((600,), 0.6))) + torch.randn(1000) / 5
+    rate = consistent_noise_rate(torch.cat((margin.clamp(-1, 1), torch.tensor([torch.nan]))))
+    assert rate == pytest.approx(0.4, abs=0.02)
+    assert noisy_weight(margin.clamp(-1, 1), rate).mean().item() == pytest.approx(rate, abs=1e-3)
+
+
+def test_a_few_hard_samples_are_no_noise():
+    """A tail of slightly negative margins is what clean data looks like while it is learnt."""
+    margin = torch.cat((torch.full((930,), 0.8), torch.linspace(-0.4, 0.2, 70)))
+    assert (noisy_weight(margin, consistent_noise_rate(margin)) > 0.5).float().mean() < 0.03
+
+
+def test_no_sample_visited_leaves_the_noise_rate_open():
+    assert consistent_noise_rate(torch.full((3,), torch.nan)) == 0.5
 
 
 @pytest.mark.parametrize(("epochs", "stops"), [(6, False), (7, True)])

@@ -27,6 +27,7 @@ class Problem:
     """Training images with given labels, some of them wrong, and a clean test set."""
 
     name: str
+    batch_size: int
     images: Tensor
     """float32 in [0, 1], `[n, pixels]`."""
     given_labels: Tensor
@@ -58,9 +59,8 @@ def digits(noise: float, seed: int) -> Problem:
         stratify=source.target,
         random_state=seed,
     )
-    return _problem(
-        "digits", (images[train], labels[train]), (images[test], labels[test]), noise, seed
-    )
+    given = _with_wrong(labels[train], noise, seed)
+    return Problem("digits", 32, images[train], given, labels[train], images[test], labels[test])
 
 
 def fashion_mnist(folder: Path, noise: float, seed: int) -> Problem:
@@ -77,16 +77,13 @@ def fashion_mnist(folder: Path, noise: float, seed: int) -> Problem:
     images, labels = _read_pair(folder, "train")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(labels), generator=generator)[:_FASHION_FOR_TRAINING]
-    train, test = (images[drawn], labels[drawn]), _read_pair(folder, "t10k")
-    return _problem("Fashion-MNIST", train, test, noise, seed)
+    images, labels = images[drawn], labels[drawn]
+    given = _with_wrong(labels, noise, seed)
+    return Problem("Fashion-MNIST", 64, images, given, labels, *_read_pair(folder, "t10k"))
 
 
-def _problem(
-    name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], noise: float, seed: int
-) -> Problem:
-    images, labels = train
-    given = corrupt_labels(labels, noise, generator=torch.Generator().manual_seed(seed))
-    return Problem(name, images, given, labels, *test)
+def _with_wrong(labels: Tensor, noise: float, seed: int) -> Tensor:
+    return corrupt_labels(labels, noise, generator=torch.Generator().manual_seed(seed))
 
 
 def _read_pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ def _draw_error(axes: Axes, outcome: Outcome) -> None:
     axes.set(ylabel="error on clean test labels (%)", ylim=(0, None), xlim=(0, len(error) + 1))
 
     best, lowest = outcome.best_raw_epoch, min(error)
-    _mark(axes, best, lowest, 70, f"best raw epoch, {best}: {lowest:.1f} %", _BLUE)
+    _mark(axes, best, lowest, 70, f"best raw weights: {lowest:.1f} %, epoch {best}", _BLUE)
     kept, returned = outcome.returned_epoch, _error(outcome.returned_accuracy)
     text = f"handed back: {returned:.1f} %, averaged weights of epoch {kept}"
     _mark(axes, kept, returned, -18, text, _GREEN)

@@ -19,31 +19,31 @@ def announce(problem: Problem, epochs: int) -> None:
     wrong, size = int(problem.is_wrong.sum()), len(problem.given_labels)
     print(f"{problem.name}: {wrong:,} of {size:,} training labels are wrong.")
     print("Nobody tells the monitor which. Clean test labels serve this report only.")
-    print(f"Your script would break at the stop; the demo trains all {epochs} epochs.\n")
+    print(
+        f"A script breaks at the stop; the demo goes on to epoch {epochs} to show what follows.\n"
+    )
 
 
 def show_outcome(problem: Problem, outcome: Outcome) -> None:
     """Print the table of results."""
-    epochs, best = len(outcome.raw_accuracy), outcome.best_raw_epoch
-    stop, true_rate = outcome.stopped_at, problem.is_wrong.double().mean().item()
+    epochs, stop = len(outcome.raw_accuracy), outcome.stopped_at
+    true_rate = problem.is_wrong.double().mean().item()
     table = Table(show_header=False)
     table.add_row("stopped at", "no stop" if stop is None else f"epoch {stop} of {epochs}")
     table.add_section()
-    table.add_row("[bold]test accuracy[/bold]")
-    table.add_row(
-        f"returned weights (averaged, epoch {outcome.returned_epoch})",
-        f"[bold]{_percent(outcome.returned_accuracy)}[/bold]",
-    )
-    table.add_row(
-        f"best raw epoch ({best}, by the test labels)", _percent(max(outcome.raw_accuracy))
-    )
-    table.add_row(f"last epoch ({epochs})", _percent(outcome.raw_accuracy[-1]))
+    table.add_row("accuracy on clean test labels")
+    for what, accuracy in (
+        (f"returned weights (averaged, epoch {outcome.returned_epoch})", outcome.returned_accuracy),
+        (f"best raw epoch ({outcome.best_raw_epoch}, chosen on test)", max(outcome.raw_accuracy)),
+        (f"last epoch ({epochs})", outcome.raw_accuracy[-1]),
+    ):
+        table.add_row(f"  {what}", _percent(accuracy))
     table.add_section()
-    table.add_row("suspects (score > 0.5): precision", _percent(outcome.precision))
-    table.add_row("suspects (score > 0.5): recall", _percent(outcome.recall))
-    table.add_row(
-        f"estimated noise rate (true: {_percent(true_rate)})", _percent(outcome.noise_rate)
-    )
+    table.add_row("suspects found (score > 0.5)")
+    table.add_row("  precision", _percent(outcome.precision))
+    table.add_row("  recall", _percent(outcome.recall))
+    rate = f"{_percent(outcome.noise_rate)} (true: {_percent(true_rate)})"
+    table.add_row("estimated noise rate", rate)
     Console().print(table)
 
 

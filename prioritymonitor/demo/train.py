@@ -16,7 +16,6 @@ from ..records import Suspect
 from .data import Problem
 
 _HIDDEN = 256
-_BATCH_SIZE = 32
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "adam": lambda model: Adam(model.parameters(), lr=1e-3),
@@ -66,7 +65,7 @@ def train(
     model = _network(problem)
     optimizer = OPTIMIZERS[optimizer_name](model)
     samples = TensorDataset(problem.images, problem.given_labels)
-    train_loader = DataLoader(samples, batch_size=_BATCH_SIZE, shuffle=True)
+    train_loader = DataLoader(samples, batch_size=problem.batch_size, shuffle=True)
     raw_accuracy = []
 
     monitor = GradientMonitor(model, optimizer, train_loader, log_dir=log_dir)
