@@ -1,8 +1,8 @@
 """What the monitor costs: time of a training step with it, at its defaults, and without it.
 
-Both loops run in turn in one process, each time from the same start. The cost of a step is the
-median over pairs of the ratio of their times. On a machine that is busy with other work the clock
-`cpu`, which counts the time of this process only, is the steadier one.
+Both loops run in one process and take turns of a few steps each, so that a machine that is busy
+with other work slows both alike. The cost of a step is the median over pairs of runs of the ratio
+of their times, each pair from the same start. The clock `cpu` counts the time of this process only.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import argparse
 import gc
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from prioritymonitor import GradientMonitor
 
 BATCH = 128
+TURN = 4
+"""Steps of a turn."""
 LONG_STEPS = 10_000
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -78,35 +80,24 @@ class Training:
     loader: DataLoader[tuple[Tensor, ...]]
     device: torch.device
 
-    def epoch(self) -> None:
-        """One pass over the data."""
-        for x, y in self.loader:
-            x, y = x.to(self.device), y.to(self.device)
-            self.optimizer.zero_grad()
-            nn.functional.cross_entropy(self.model(x), y).backward()
-            self.optimizer.step()
-
-    def seconds_per_step(self, clock: Callable[[], float], epochs: int) -> float:
-        """Time the loop, without garbage collection."""
-        gc.collect()
-        gc.disable()
-        self.synchronize()
-        start = clock()
-        for _ in range(epochs):
-            self.epoch()
-        self.synchronize()
-        seconds = clock() - start
-        gc.enable()
-        return seconds / (epochs * len(self.loader))
+    def endless_steps(self) -> Iterator[None]:
+        """A training step at each `next()`."""
+        while True:
+            for x, y in self.loader:
+                x, y = x.to(self.device), y.to(self.device)
+                self.optimizer.zero_grad()
+                nn.functional.cross_entropy(self.model(x), y).backward()
+                self.optimizer.step()
+                yield
 
     def synchronize(self) -> None:
         """Wait until the device has done its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def monitor(self, log_dir: str, **options: Any) -> GradientMonitor:
+    def monitor(self, folder: str, **options: Any) -> GradientMonitor:
         """A monitor at its defaults, but for these options."""
-        arguments = {"train_loader": self.loader, "log_dir": log_dir} | options
+        arguments = {"train_loader": self.loader, "log_dir": folder} | options
         return GradientMonitor(self.model, self.optimizer, **arguments)
 
 
@@ -159,21 +150,15 @@ def start(case: Case, device: torch.device) -> Training:
 
 
 def compare(case: Case, method: Method, **options: Any) -> dict[str, Any]:
-    """Time the loop without and with the monitor, in turn."""
-    epoch_seconds = measure(case, method, 1, None) * case.samples / BATCH
-    epochs = int(method.seconds / epoch_seconds) + 1
-    plain, monitored = [], []
-    for _ in range(method.pairs):
-        plain.append(measure(case, method, epochs, None))
-        monitored.append(measure(case, method, epochs, options))
-    ratios = [other / own for own, other in zip(plain, monitored, strict=True)]
-    added = [other - own for own, other in zip(plain, monitored, strict=True)]
+    """Time the loop without and with the monitor, pair by pair."""
+    timed = [time_pair(case, method, options) for _ in range(method.pairs)]
+    ratios = [monitored / plain for plain, monitored, _ in timed]
     return {
         "case": str(case),
-        "steps": epochs * case.samples // BATCH,
-        "plain_ms": 1e3 * median(plain),
-        "monitored_ms": 1e3 * median(monitored),
-        "added_us": 1e6 * median(added),
+        "steps": sum(steps for *_, steps in timed),
+        "plain_ms": 1e3 * median(plain for plain, _, _ in timed),
+        "monitored_ms": 1e3 * median(monitored for _, monitored, _ in timed),
+        "added_us": 1e6 * median(monitored - plain for plain, monitored, _ in timed),
         "ratio": median(ratios),
         "least": min(ratios),
         "most": max(ratios),
@@ -182,16 +167,39 @@ def compare(case: Case, method: Method, **options: Any) -> dict[str, Any]:
     }
 
 
-def measure(case: Case, method: Method, epochs: int, options: dict[str, Any] | None) -> float:
-    """Seconds per step after an epoch of warm-up; without monitor if `options` is None."""
-    training = start(case, method.device)
-    with tempfile.TemporaryDirectory() as folder:
-        watching: AbstractContextManager[Any] = nullcontext()
-        if options is not None:
-            watching = training.monitor(folder, **options)
-        with watching:
-            training.epoch()
-            return training.seconds_per_step(method.clock, epochs)
+def time_pair(case: Case, method: Method, options: dict[str, Any]) -> tuple[float, float, int]:
+    """Seconds per step without and with the monitor, and over how many steps."""
+    plain, watched = start(case, method.device), start(case, method.device)
+    spent, steps = [0.0, 0.0], 0
+    with tempfile.TemporaryDirectory() as folder, watched.monitor(folder, **options):
+        loops = [plain.endless_steps(), watched.endless_steps()]
+        for loop in loops:
+            take(loop, len(plain.loader))  # an epoch of warm-up
+        with no_garbage_collection():
+            while min(spent) < method.seconds:
+                for side, (training, loop) in enumerate(zip((plain, watched), loops, strict=True)):
+                    training.synchronize()
+                    begin = method.clock()
+                    take(loop, TURN)
+                    training.synchronize()
+                    spent[side] += method.clock() - begin
+                steps += TURN
+    return spent[0] / steps, spent[1] / steps, steps
+
+
+def take(loop: Iterator[None], steps: int) -> None:
+    for _ in range(steps):
+        next(loop)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def report(cases: list[dict[str, Any]]) -> None:
@@ -216,10 +224,10 @@ def switch_off_parts(case: Case, method: Method) -> dict[str, Any]:
 def profile(case: Case, device: torch.device) -> dict[str, Any]:
     """The same seen by Python's profiler, which makes everything slower."""
     training = start(case, device)
+    loop, steps = training.endless_steps(), len(training.loader)
     with tempfile.TemporaryDirectory() as folder, training.monitor(folder):
-        training.epoch()
-        seen = PackageProfile(training.epoch, "prioritymonitor")
-    steps = len(training.loader)
+        take(loop, steps)
+        seen = PackageProfile(lambda: take(loop, steps), "prioritymonitor")
     modules = [[name, 1e6 * seconds / steps] for name, seconds in seen.by_module().items()]
     functions = [
         [name, calls / steps, 1e6 * seconds / steps]
@@ -234,15 +242,14 @@ def profile(case: Case, device: torch.device) -> dict[str, Any]:
 def long_run(case: Case, device: torch.device) -> dict[str, Any]:
     """Memory over a run that goes on after the stop, and what `close()` leaves behind."""
     training = start(case, device)
-    epochs = LONG_STEPS // len(training.loader)
+    loop, part = training.endless_steps(), LONG_STEPS // 10
     hooks = {"before": hooks_on(training)}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         monitor = training.monitor(folder, stop=None)
-        for epoch in range(1, epochs + 1):
-            training.epoch()
-            if epoch % (epochs // 10) == 0:
-                rows.append([epoch * len(training.loader), resident_megabytes()])
+        for done in range(part, LONG_STEPS + 1, part):
+            take(loop, part)
+            rows.append([done, resident_megabytes()])
         hooks["during"] = hooks_on(training)
         monitor.close()
     hooks["after close()"] = hooks_on(training)

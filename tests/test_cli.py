@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import os
 import re
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def test_suspects_ends_quietly_when_its_reader_goes_away(demo, top):
         [*command, "suspects", str(folder), "--top", top],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == b""

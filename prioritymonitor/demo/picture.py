@@ -53,11 +53,12 @@ def _draw_error(axes: Axes, outcome: Outcome) -> None:
     axes.plot(range(1, len(error) + 1), error, color=_BLUE)
     axes.set(ylabel="error on clean test labels (%)", ylim=(0, None), xlim=(0, len(error) + 1))
 
-    best, lowest = outcome.best_raw_epoch, min(error)
-    _mark(axes, best, lowest, 70, f"best raw weights: {lowest:.1f} %, epoch {best}", _BLUE)
+    top, lowest, best = axes.get_ylim()[1], min(error), outcome.best_raw_epoch
+    text = f"best raw weights: {lowest:.1f} %, epoch {best}"
+    _mark(axes, best, lowest, 0.82 * top, text, _BLUE)
     kept, returned = outcome.returned_epoch, _error(outcome.returned_accuracy)
     text = f"handed back: {returned:.1f} %, averaged weights of epoch {kept}"
-    _mark(axes, kept, returned, -18, text, _GREEN)
+    _mark(axes, kept, returned, max(returned - 0.08 * top, 0.04 * top), text, _GREEN)
 
 
 def _draw_priority(axes: Axes, outcome: Outcome) -> None:
@@ -66,41 +67,38 @@ def _draw_priority(axes: Axes, outcome: Outcome) -> None:
     axes.set(xlabel="epoch", ylabel="clean priority")
     # The steep rise of the first two epochs would flatten the rest.
     highest, lowest = max(priority), min(priority[2:] or priority)
-    axes.set_ylim(lowest, highest + 0.3 * (highest - lowest or 1))
+    height = highest - lowest or 1
+    axes.set_ylim(lowest, highest + 0.3 * height)
     peak = priority.index(highest) + 1
-    _mark(axes, peak, highest, 16, f"peak, epoch {peak}", _BLUE)
+    _mark(axes, peak, highest, highest + 0.16 * height, f"peak, epoch {peak}", _BLUE)
 
 
 def _draw_stop(axes: Axes, epoch: int, share: float, text: str) -> None:
     """A line through the panel, its text at this share of the height."""
     axes.axvline(epoch, color=_VERMILION, linewidth=1.2, linestyle="--")
     low, high = axes.get_ylim()
-    _label(axes, epoch, low + share * (high - low), 0, text, _VERMILION)
+    _label(axes, epoch, low + share * (high - low), text, _VERMILION)
 
 
-def _mark(axes: Axes, epoch: int, height: float, rise: int, text: str, colour: str) -> None:
+def _mark(axes: Axes, epoch: int, height: float, text_at: float, text: str, colour: str) -> None:
+    """A dot, and a line from it to its text."""
     axes.plot(epoch, height, "o", color=colour, markersize=7, zorder=3)
-    _label(axes, epoch, height, rise, text, colour)
+    axes.plot([epoch, epoch], [height, text_at], color=colour, linewidth=0.8)
+    _label(axes, epoch, text_at, text, colour)
 
 
-def _label(axes: Axes, epoch: int, height: float, rise: int, text: str, colour: str) -> None:
-    """Text `rise` points above a place, towards the middle of the picture."""
+def _label(axes: Axes, epoch: int, height: float, text: str, colour: str) -> None:
+    """Text beside a place, towards the middle of the picture."""
     is_left = epoch < sum(axes.get_xlim()) / 2
     axes.annotate(
         text,
         (epoch, height),
-        (6 if is_left else -6, rise),
+        (5 if is_left else -5, 0),
         textcoords="offset points",
         ha="left" if is_left else "right",
         va="center",
         color=colour,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        arrowprops={
-            "arrowstyle": "-",
-            "color": colour,
-            "linewidth": 0.8,
-            "relpos": (0 if is_left else 1, 0.5),
-        },
     )
 
 
