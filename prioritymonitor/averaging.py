@@ -12,6 +12,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 AVERAGED_EPOCHS = 1.3
 """Horizon of the exponential average, in epochs of optimizer steps."""
 
+_UPDATES_PER_EPOCH = 20
+"""How often the average is brought up to date; more often costs time and changes nothing."""
+
 Weights = dict[str, Tensor]
 
 
@@ -33,35 +36,45 @@ class WeightKeeper:
         self._window = window
         self._kept: dict[int, Weights] = {}
         self._average: Weights = {}
-        self._updates = 0
+        self._steps = 0
+        """Optimizer steps in the average."""
+        self._steps_behind = 0
         self._steps_in_epoch = 0
+        self._expected_steps = 1.0
         self._pairs: list[tuple[list[Tensor], list[Tensor]]] | None = None
         self._frozen = False
 
-    @torch.no_grad()
     def update(self, expected_steps: float) -> None:
-        """Take the weights after an optimizer step into the average.
+        """Count an optimizer step, and take its weights into the average if it is time.
 
         Args:
             expected_steps: How many optimizer steps an epoch has.
         """
         self._steps_in_epoch += 1
-        if not self._averaged or self._frozen:
+        self._steps_behind += 1
+        self._expected_steps = expected_steps
+        if self._steps_behind >= expected_steps / _UPDATES_PER_EPOCH:
+            self._catch_up()
+
+    @torch.no_grad()
+    def _catch_up(self) -> None:
+        behind, self._steps_behind = self._steps_behind, 0
+        if not self._averaged or self._frozen or not behind:
             return
         if self._pairs is None:
             self._pairs = self._pair_up()
-        updates = self._updates
-        horizon = max(AVERAGED_EPOCHS * expected_steps, 1.0)
-        decay = min(1 - 1 / horizon, (1 + updates) / (10 + updates))
+        horizon = max(AVERAGED_EPOCHS * self._expected_steps, 1.0)
+        warm_up = (1 + self._steps) / (10 + self._steps)
+        decay = min(1 - 1 / horizon, warm_up) ** behind
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         for averages, currents in self._pairs:
             if averages[0].dtype != currents[0].dtype:
                 currents = [current.to(averages[0].dtype) for current in currents]
             if averages[0].is_floating_point():
-                average(averages, currents, updates)
+                average(averages, currents, self._steps)
             else:
                 torch._foreach_copy_(averages, currents)
-        self._updates += 1
+        self._steps += behind
 
     def _pair_up(self) -> list[tuple[list[Tensor], list[Tensor]]]:
         """Averages and the weights that go into them, in groups of one type and device."""
@@ -84,6 +97,7 @@ class WeightKeeper:
         Returns:
             How many optimizer steps were made since the last call.
         """
+        self._catch_up()
         steps, self._steps_in_epoch = self._steps_in_epoch, 0
         self._pairs = None  # parameters may be frozen, unfrozen or moved between epochs
         if not self._frozen:
@@ -117,8 +131,10 @@ class WeightKeeper:
         return {
             "kept": {epoch: dict(weights) for epoch, weights in self._kept.items()},
             "average": {name: tensor.cpu().clone() for name, tensor in self._average.items()},
-            "updates": self._updates,
+            "steps": self._steps,
+            "steps_behind": self._steps_behind,
             "steps_in_epoch": self._steps_in_epoch,
+            "expected_steps": self._expected_steps,
             "frozen": self._frozen,
         }
 
@@ -126,8 +142,10 @@ class WeightKeeper:
         """Continue from a `state_dict`."""
         self._kept = {epoch: dict(weights) for epoch, weights in state["kept"].items()}
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
-        self._updates = state["updates"]
+        self._steps = state["steps"]
+        self._steps_behind = state["steps_behind"]
         self._steps_in_epoch = state["steps_in_epoch"]
+        self._expected_steps = state["expected_steps"]
         self._frozen = state["frozen"]
         self._pairs = None
 

@@ -25,12 +25,13 @@ class Health:
         self._has_named_head = has_named_head
         self._has_identity = has_identity
         self._seen_any = False
+        self._seen_step = False
         self._batches = 0
         self._untraced = 0
         self._tally: Tensor | None = None
 
     def add(self, batch: Batch) -> list[str]:
-        """Take a micro-batch into account.
+        """Take micro-batches into account.
 
         Returns:
             Problems to tell, at the first one.
@@ -39,18 +40,17 @@ class Health:
             ValueError: At the first one, if its loss or labels can't be measured; it waits for the
                 device.
         """
-        self._batches += 1
-        self._untraced += batch.index is None
-        not_finite, out_of_range = ~batch.finite, ~batch.in_range
-        seen = torch.stack([flag.to(batch.misfit.dtype) for flag in (not_finite, out_of_range)])
+        self._batches += len(batch.finite)
+        self._untraced += len(batch.finite) if batch.index is None else 0
+        flags = torch.stack((~batch.finite, ~batch.in_range)).sum(1).to(batch.misfit.dtype)
         if self._tally is None:
-            self._tally = torch.zeros(3, dtype=seen.dtype, device=seen.device)
-        self._tally[:2] += seen
-        self._tally[2] = torch.maximum(self._tally[2], batch.misfit)
+            self._tally = torch.zeros(3, dtype=flags.dtype, device=flags.device)
+        self._tally[:2] += flags
+        self._tally[2] = torch.maximum(self._tally[2], batch.misfit.max())
         if self._seen_any:
             return []
         self._seen_any = True
-        return self._judge(*self._tally[1:].tolist()) + self._judge_head(batch)
+        return self._judge(*self._tally[1:].tolist())
 
     def end_epoch(self, epoch: int) -> list[str]:
         """Close an epoch.
@@ -75,8 +75,8 @@ class Health:
         if untraced and self._has_identity:
             problems.append(
                 f"{untraced} of {batches} batches could not be traced to samples of train_loader: "
-                "the model got another number of samples than the loader gave, or the pass had begun "
-                "before the monitor was made"
+                "the model got another number of samples than the loader gave, or the pass had "
+                "begun before the monitor was made"
             )
         return problems
 
@@ -98,9 +98,11 @@ class Health:
             "part is measured"
         ]
 
-    def _judge_head(self, batch: Batch) -> list[str]:
-        if batch.features is not None:
+    def add_first_step(self, batch: Batch) -> list[str]:
+        """Problems to tell of the first measured step."""
+        if self._seen_step or batch.features is not None:
             return []
+        self._seen_step = True
         if self._has_named_head:
             seen = "the output of head= is not the model's logits"
         else:

@@ -44,7 +44,7 @@ class StepMeter:
             true_label: Class of each sample if its label is noisy, `[B]`.
         """
         named = statistics_of(step, noisy_weight, true_label)
-        finite = torch.stack([batch.finite for batch in step.batches]).all()
+        finite = torch.cat([batch.finite for batch in step.batches]).all()
         vector = torch.cat([value.reshape(-1) for value in named.values()])
         vector = torch.where(finite, vector, torch.nan)
         names = tuple(_scalar_names(named))

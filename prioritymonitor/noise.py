@@ -81,6 +81,11 @@ class KnownNoise:
         self._noisy = noisy
         self._true_labels = true_labels
 
+    @property
+    def needs_inputs(self) -> bool:
+        """True for a function of the batch, which is asked for one micro-batch at a time."""
+        return self._noisy is not None and not isinstance(self._noisy, Tensor)
+
     def is_noisy(self, batch: Batch) -> Tensor:
         """Float `[B]`, 1 for a noisy label; NaN where the sample is not known."""
         if self._noisy is None:

@@ -18,7 +18,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch whose logits have received their gradient, so it is part of an update."""
+    """Samples whose logits have received their gradient, so they are part of an update.
+
+    One micro-batch, or K micro-batches of one shape one after the other; B counts all samples.
+    """
 
     target: Tensor
     """Given label of each sample, int64 `[B]`."""
@@ -28,24 +31,22 @@ class Batch:
     """Loss of each sample before reduction, `[B]`."""
     margin: Tensor
     """`p_y − max_{k≠y} p_k` before the update, in [−1, 1], `[B]`."""
-    predicted: Tensor
-    """Most probable class, int64 `[B]`."""
     rival: Tensor
     """Most probable class other than the given label, int64 `[B]`."""
     counted: Tensor
     """False where the loss ignores the sample or its numbers are not finite, bool `[B]`."""
     finite: Tensor
-    """False if any logit or any gradient of a logit is NaN or infinite, bool `[]`."""
+    """False if any logit or any gradient of a logit is NaN or infinite, bool `[K]`."""
     in_range: Tensor
-    """False if a label is none of the classes, bool `[]`."""
+    """False if a label is none of the classes, bool `[K]`."""
     misfit: Tensor
-    """Share of the logits' gradient that the recognised loss does not explain, in [0, 1], `[]`."""
+    """Share of the logits' gradient that the recognised loss does not explain, in [0, 1], `[K]`."""
     features: Tensor | None
     """Input of the head, `[B, D]`; None where the head is not measured."""
     index: Tensor | None
     """Position of each sample in the data set, int64 `[B]`; None where it is not known."""
     inputs: Any = None
-    """First argument of the model's forward pass, for a `noisy` callable."""
+    """First argument of the model's forward pass, for a `noisy` callable; None for K > 1."""
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class Watch:
             settings.head,
             current_batch=lambda: self._recorder.current if self._recorder is not None else None,
             is_measured=lambda step: step % settings.every == 0,
+            one_by_one=settings.known_noise is not None and settings.known_noise.needs_inputs,
             on_batch=self._batch_trained,
             on_step=self._step_made,
             on_error=self._failed,
@@ -137,6 +138,8 @@ class Watch:
     def _step_made(self, step: Step) -> None:
         self._stepped_with = self._recorder.current if self._recorder is not None else None
         if step.batches:
+            for problem in self._health.add_first_step(step.batches[0]):
+                self.log.once(problem)
             known = self.settings.known_noise
             weight = [self._noisy_weight(batch) for batch in step.batches]
             true_label = [
@@ -167,6 +170,7 @@ class Watch:
     def _pass_turns(self, begins: bool) -> None:
         # A pass that the loop broke off ends where the next one begins, unless a resumed run goes
         # on with it. A pass without training, as for a metric on the training data, is no epoch.
+        self.capture.observe()
         resumes = begins and self._continues_pass
         if self._trained_in_pass and not resumes and self._failure is None:
             self._trained_in_pass = False
@@ -261,6 +265,7 @@ class Watch:
 
     def close(self) -> None:
         """Leave model, optimizer and loader as found, and write what is left."""
+        self.capture.observe()
         self.capture.close()
         if self._recorder is not None:
             self._recorder.close()
@@ -272,6 +277,7 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""
+        self.capture.observe()
         self.report_steps()
         return {
             "version": 1,

@@ -139,14 +139,27 @@ def test_half_precision_weights_are_averaged_in_single_precision():
     keeper = WeightKeeper(model, averaged=True, window=1)
     with torch.no_grad():
         model.weight.fill_(1.0)
-        for _ in range(200):
+        for _ in range(400):
             keeper.update(1000)
         model.weight.fill_(1.01)
-        for _ in range(50):
+        for _ in range(100):
             keeper.update(1000)
     average = keeper.state_dict()["average"]["weight"]
     assert average.dtype == torch.float32
     assert 1.0 < average.item() < 1.01
+
+
+def test_a_long_epoch_is_averaged_in_strides_to_the_same_end():
+    ends = []
+    for strides in (1, 5):
+        model = nn.Linear(1, 1, bias=False)
+        keeper = WeightKeeper(model, averaged=True, window=1)
+        with torch.no_grad():
+            for step in range(500):
+                model.weight.fill_(step // strides * strides / 500)
+                keeper.update(100 if strides == 5 else 20 * 5)
+        ends.append(keeper.state_dict()["average"]["weight"].item())
+    assert ends[0] == pytest.approx(ends[1], abs=0.02)
 
 
 def test_frozen_parameters_are_left_alone():
@@ -154,6 +167,7 @@ def test_frozen_parameters_are_left_alone():
     model[0].weight.requires_grad_(False)
     keeper = WeightKeeper(model, averaged=True, window=1)
     keeper.update(5)
+    assert "2.weight" in keeper.state_dict()["average"]
     assert "0.weight" not in keeper.state_dict()["average"]
 
 

@@ -1,9 +1,12 @@
-"""Per-sample losses and residuals of a micro-batch, from its logits and their gradient.
+"""Per-sample losses and residuals of micro-batches, from their logits and their gradients.
 
 Two ways, both exact. A criterion that was passed in is evaluated sample by sample. Without one,
 cross-entropy is recognised by the gradient that the logits received: `s_i (softmax(z_i) − onehot)`
 has one negative entry per row, at the label, and its size `s_i` carries the reduction, the class
 weight and any scale of mixed precision or gradient accumulation.
+
+Micro-batches of one shape are observed together, as `[K, B, C]`: with small models the time goes
+into starting operations, not into doing them.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ class Observed:
     residual: Tensor
     sample_loss: Tensor
     margin: Tensor
-    predicted: Tensor
     rival: Tensor
     counted: Tensor
     finite: Tensor
@@ -40,47 +42,47 @@ class Observed:
 def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
     """Recover labels, losses and residuals of a cross-entropy loss nobody told us of.
 
-    Class weights are recovered up to a common factor and returned with mean 1 over the batch, so
-    that the mean of the sample gradients is the gradient of the mean loss.
+    Class weights are recovered up to a common factor and returned with mean 1 over a micro-batch,
+    so that the mean of the sample gradients is the gradient of the mean loss.
 
     Args:
-        logits: `[B, C]`, float32 or float64.
-        gradient: What reached the logits, `[B, C]`, in any floating type.
+        logits: `[K, B, C]` for K micro-batches, float32 or float64.
+        gradient: What reached the logits, `[K, B, C]`, in any floating type.
     """
     rounding = torch.finfo(gradient.dtype)
     gradient = gradient.to(logits.dtype)
-    probability = logits.softmax(1)
-    lowest, target = gradient.min(1)
+    probability = logits.softmax(2)
+    lowest, target = gradient.min(2)
     # A sample that is fit to the last bit has no negative entry left; its label is its prediction.
-    target = torch.where(lowest < 0, target, logits.argmax(1))
+    target = torch.where(lowest < 0, target, logits.argmax(2))
     # Not one_hot(): it waits for the device, to check the labels.
-    onehot = torch.zeros_like(probability).scatter_(1, target.unsqueeze(1), 1.0)
+    onehot = torch.zeros_like(probability).scatter_(2, target.unsqueeze(2), 1.0)
     residual = probability - onehot
 
-    along = (gradient * residual).sum(1)
-    square = residual.square().sum(1)
-    silent = (gradient == 0).all(1)
-    strength = along.sum() / square.masked_fill(silent, 0).sum()
+    along = (gradient * residual).sum(2)
+    square = residual.square().sum(2)
+    silent = (gradient == 0).all(2)
+    strength = (along.sum(1) / square.masked_fill(silent, 0).sum(1)).unsqueeze(1)
     # A row without any gradient is ignored by the loss, unless it would have rounded to zero.
-    ignored = silent & (strength * residual.abs().amax(1) > rounding.tiny)
-    counted = ~ignored
+    ignored = silent & (strength * residual.abs().amax(2) > rounding.tiny)
+    square = square.masked_fill(ignored, 0)
+    counted = (~ignored).to(logits.dtype)
 
-    energy = gradient.square().sum()
-    misfit = _misfit(gradient, strength * residual * counted.unsqueeze(1), energy)
-    by_class = (onehot.T @ along) / (onehot.T @ square.masked_fill(ignored, 0))
-    weighted = by_class.nan_to_num(nan=0.0, posinf=0.0)[target]
-    misfit_weighted = _misfit(gradient, weighted.unsqueeze(1) * residual, energy)
+    misfit = _misfit(gradient, (strength * counted).unsqueeze(2) * residual)
+    by_class = _per_class(along, onehot) / _per_class(square, onehot)
+    weighted = by_class.nan_to_num(nan=0.0, posinf=0.0).gather(1, target) * counted
+    misfit_weighted = _misfit(gradient, weighted.unsqueeze(2) * residual)
     is_weighted = misfit > max(1e-8, (4 * rounding.eps) ** 2)
-    relative = weighted / (weighted * counted).sum() * counted.sum()
-    weight = torch.where(is_weighted, relative, torch.ones_like(relative)) * counted
-    loss = -(logits.log_softmax(1) * onehot).sum(1)
+    relative = weighted * (counted.sum(1) / weighted.sum(1)).unsqueeze(1)
+    weight = torch.where(is_weighted.unsqueeze(1), relative, counted)
+    loss = -logits.log_softmax(2).gather(2, target.unsqueeze(2)).squeeze(2)
     return Observed(
-        target=target,
-        residual=residual * weight.unsqueeze(1),
-        sample_loss=loss * weight,
+        target=target.flatten(),
+        residual=(residual * weight.unsqueeze(2)).flatten(0, 1),
+        sample_loss=(loss * weight).flatten(),
         misfit=torch.where(is_weighted, misfit_weighted, misfit),
-        in_range=torch.ones_like(misfit, dtype=torch.bool),
-        **_standing(probability, target, counted, logits, gradient),
+        in_range=torch.ones_like(is_weighted),
+        **_standing(probability, target, ~ignored, logits, gradient),
     )
 
 
@@ -96,31 +98,30 @@ def evaluate_criterion(
     Args:
         per_sample: From `per_sample_loss`.
         ignore_index: The label that the criterion leaves out; None for none.
-        logits: `[B, C]`, float32 or float64.
-        target: Class labels `[B]` or class probabilities `[B, C]`.
-        gradient: What reached the logits, `[B, C]`.
+        logits: `[K, B, C]` for K micro-batches, float32 or float64.
+        target: Class labels `[K, B]` or class probabilities `[K, B, C]`.
+        gradient: What reached the logits, `[K, B, C]`.
     """
-    gradient = gradient.to(logits.dtype)
     with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
-        loss = per_sample(leaf, target)
+        leaf = logits.flatten(0, 1).detach().requires_grad_()
+        loss = per_sample(leaf, target.flatten(0, 1))
         (residual,) = torch.autograd.grad(loss.sum(), leaf)
-    hard = target if target.ndim == 1 and not target.is_floating_point() else target.argmax(1)
+    gradient, explained = gradient.to(logits.dtype), residual.view_as(logits)
+    strength = (gradient * explained).sum((1, 2)) / explained.square().sum((1, 2))
+    hard = target if target.ndim == 2 and not target.is_floating_point() else target.argmax(2)
     counted = torch.ones_like(hard, dtype=torch.bool)
     if ignore_index is not None:
         counted = hard != ignore_index
-    inside = (hard >= 0) & (hard < logits.shape[1])
-    in_range = (inside | ~counted).all()
-    counted &= inside
+    inside = (hard >= 0) & (hard < logits.shape[2])
+    in_range = (inside | ~counted).all(1)
     hard = torch.where(inside, hard, 0)
-    strength = (gradient * residual).sum() / residual.square().sum()
     return Observed(
-        target=hard,
+        target=hard.flatten(),
         residual=residual,
         sample_loss=loss.detach(),
-        misfit=_misfit(gradient, strength * residual, gradient.square().sum()),
+        misfit=_misfit(gradient, strength[:, None, None] * explained),
         in_range=in_range,
-        **_standing(logits.softmax(1), hard, counted, logits, gradient),
+        **_standing(logits.softmax(2), hard, counted & inside, logits, gradient),
     )
 
 
@@ -148,23 +149,29 @@ def per_sample_loss(criterion: nn.Module | Callable[..., Tensor]) -> PerSampleLo
     return torch.func.vmap(alone)
 
 
-def _misfit(gradient: Tensor, explained: Tensor, energy: Tensor) -> Tensor:
-    return ((gradient - explained).square().sum() / energy).nan_to_num(nan=0.0)
+def _per_class(values: Tensor, onehot: Tensor) -> Tensor:
+    """Sum of the values `[K, B]` of each class, `[K, C]`."""
+    return torch.bmm(values.unsqueeze(1), onehot).squeeze(1)
+
+
+def _misfit(gradient: Tensor, explained: Tensor) -> Tensor:
+    """Share of the gradient's energy that is not explained, `[K]`."""
+    energy = gradient.square().sum((1, 2))
+    return ((gradient - explained).square().sum((1, 2)) / energy).nan_to_num(nan=0.0)
 
 
 def _standing(
     probability: Tensor, target: Tensor, counted: Tensor, logits: Tensor, gradient: Tensor
 ) -> dict[str, Any]:
     """Where each label stands among the classes, and whether the numbers can be used."""
-    top, classes = probability.topk(2, dim=1)
-    leads = classes[:, 0] == target
-    rival_probability = torch.where(leads, top[:, 1], top[:, 0])
-    own = probability.gather(1, target.unsqueeze(1)).squeeze(1)
-    finite = torch.isfinite(logits.sum() + gradient.sum())
+    top, classes = probability.topk(2, dim=2)
+    leads = classes[..., 0] == target
+    rival_probability = torch.where(leads, top[..., 1], top[..., 0])
+    own = probability.gather(2, target.unsqueeze(2)).squeeze(2)
+    finite = torch.isfinite(logits.sum((1, 2)) + gradient.sum((1, 2)))
     return {
-        "margin": own - rival_probability,
-        "predicted": classes[:, 0],
-        "rival": torch.where(leads, classes[:, 1], classes[:, 0]),
-        "counted": counted & finite,
+        "margin": (own - rival_probability).flatten(),
+        "rival": torch.where(leads, classes[..., 1], classes[..., 0]).flatten(),
+        "counted": (counted & finite.unsqueeze(1)).flatten(),
         "finite": finite,
     }
