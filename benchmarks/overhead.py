@@ -227,7 +227,7 @@ def profile(case: Case, device: torch.device) -> dict[str, Any]:
     loop, steps = training.endless_steps(), len(training.loader)
     with tempfile.TemporaryDirectory() as folder, training.monitor(folder):
         take(loop, steps)
-        seen = PackageProfile(lambda: take(loop, steps), "prioritymonitor")
+        seen = PackageProfile(lambda: take(loop, steps), "prioritymonitor", "torch/utils/data")
     modules = [[name, 1e6 * seconds / steps] for name, seconds in seen.by_module().items()]
     functions = [
         [name, calls / steps, 1e6 * seconds / steps]

@@ -18,13 +18,15 @@ class PackageProfile:
     Args:
         call: What is profiled.
         package: Name of the package's folder.
+        foreign: Part of the path of files whose work is never the package's, even where it calls.
     """
 
-    def __init__(self, call: Callable[[], Any], package: str) -> None:
+    def __init__(self, call: Callable[[], Any], package: str, foreign: str) -> None:
         profiler = cProfile.Profile()
         profiler.runcall(call)
         self._stats: dict[Function, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
         self._folder = f"/{package}/"
+        self._foreign = foreign
         self._shares: dict[Function, dict[str, float]] = {}
 
     def by_module(self) -> dict[str, float]:
@@ -53,6 +55,8 @@ class PackageProfile:
         module = self._module(function)
         if module:
             return {module: 1.0}
+        if self._foreign in function[0]:
+            return {}
         if function not in self._shares:
             self._shares[function] = {}  # a function that calls itself adds nothing new
             self._shares[function] = self._owners_of_callers(function)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 TEMPERATURE = 0.1
@@ -25,8 +26,8 @@ def noisy_weight(mean_margin: Tensor, noise_rate: float) -> Tensor:
             never visited, gives the noise rate.
         noise_rate: Share π of noisy labels, in (0, 1).
     """
-    prior = torch.tensor(noise_rate, dtype=torch.float64).logit().item()
-    return (prior - mean_margin.nan_to_num(nan=0.0) / TEMPERATURE).sigmoid()
+    prior_odds = math.log(noise_rate / (1 - noise_rate))
+    return (prior_odds - mean_margin.nan_to_num(nan=0.0) / TEMPERATURE).sigmoid()
 
 
 def consistent_noise_rate(mean_margin: Tensor) -> float:

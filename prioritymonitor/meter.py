@@ -43,7 +43,9 @@ class StepMeter:
             noisy_weight: How noisy each label is taken to be, over all its micro-batches, `[B]`.
             true_label: Class of each sample if its label is noisy, `[B]`.
         """
-        named = statistics_of(step, noisy_weight, true_label)
+        # Autocast would round the products to half precision where the loop runs inside it.
+        with torch.no_grad(), torch.autocast(noisy_weight.device.type, enabled=False):
+            named = statistics_of(step, noisy_weight, true_label)
         finite = torch.cat([batch.finite for batch in step.batches]).all()
         vector = torch.cat([value.reshape(-1) for value in named.values()])
         vector = torch.where(finite, vector, torch.nan)

@@ -234,14 +234,13 @@ class StepCapture:
         self._in_step = None
         passes, self._of_step = self._of_step, []
         number, self.steps = self.steps, self.steps + 1
-        batches = tuple(self._observed([forward]) for forward in passes)
-        if batches:
+        if passes:
             self._observe_waiting()
+        batches = tuple(self._observed([forward]) for forward in passes)
         for batch in batches:
             self._on_batch(batch)
-        update = self._head_update() if self._is_measured(number) else None
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            self._on_step(Step(batches, update))
+        update = self._head_update() if batches else None
+        self._on_step(Step(batches, update))
 
     def _head_update(self) -> Update | None:
         head, before = self.head_watch.head, self._before
