@@ -32,7 +32,7 @@ from prioritymonitor import GradientMonitor, corrupt_labels
 NOISE = 0.4
 BAR = 0.05
 """Largest relative deviation that passes at the smallest learning rate."""
-FIGURE = Path(__file__).parents[1] / "docs" / "images" / "contributions.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "pages" / "images" / "contributions.png"
 POINTS = 200
 """Points of a saved curve at most."""
 GROUPS = {"clean": "tab:blue", "noisy": "tab:orange"}
@@ -67,7 +67,7 @@ def main() -> None:
     report(runs)
     draw(runs)
     path = write_results("contributions", {"noise": NOISE, "bar": BAR, "runs": runs})
-    print(f"\nresults: {path}, figure: docs/images/{FIGURE.name}")
+    print(f"\nresults: {path}, figure: docs/pages/images/{FIGURE.name}")
 
 
 def follow(setting: Setting) -> dict[str, Any]:

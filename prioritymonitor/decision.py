@@ -75,8 +75,8 @@ def decide(priority: Sequence[float], rule: StopRule | None, average_lag: int) -
         message = f"clean labels still dominate: {gone_by} (patience {rule.patience})"
         return Decision(False, StopReason.CLEAN_DOMINATES, now, best, message)
     message = (
-        f"noisy labels took over at epoch {peak}: since then the updates have fitted noisy labels "
-        f"more than clean ones, and the clean priority fell for {since} epochs; "
+        f"noisy labels took over at epoch {peak}: over the {since} epochs since then the updates "
+        "have fitted noisy labels more than clean ones; "
         f"restore_best() gives the weights of epoch {best}"
     )
     return Decision(True, StopReason.NOISY_DOMINATES, now, best, message)

@@ -61,6 +61,7 @@ def train(
         seed: Decides the first weights and the order of the samples.
         log_dir: The run folder.
     """
+    torch.set_num_threads(1)  # for so small a network more threads only wait for one another
     torch.manual_seed(seed)
     model = _network(problem)
     optimizer = OPTIMIZERS[optimizer_name](model)
