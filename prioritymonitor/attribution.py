@@ -72,15 +72,16 @@ def segment_moments(
 
 
 def contributions(
-    residual: Tensor, features: Tensor, noisy_weight: Tensor, counted: Tensor, update: Update
+    residual: Tensor, features: Tensor, noisy_weight: Tensor, update: Update
 ) -> Tensor:
-    """First-order loss decrease that the update buys on each group: `−<G_c, u>`, `−<G_n, u>`.
+    """First-order loss decrease that the update buys on each group, times the number of samples.
+
+    Divided by it, they are `−<G_c, u>` and `−<G_n, u>`.
 
     Args:
         residual: `[B, C]`.
         features: `[B, D]`.
         noisy_weight: `[B]`.
-        counted: bool `[B]`.
         update: What the optimizer did to the head.
 
     Returns:
@@ -91,4 +92,4 @@ def contributions(
         moved = moved + update.bias.to(features.dtype)
     along = (residual * moved).sum(1)
     membership = torch.stack((1 - noisy_weight, noisy_weight))
-    return -(membership @ along) / counted.sum()
+    return -(membership @ along)

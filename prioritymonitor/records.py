@@ -72,15 +72,16 @@ class Step:
 class GroupMoments:
     """Sums over pairs of samples, from which every group statistic follows.
 
-    Row and column 0 stand for the clean group, 1 for the noisy one.
+    Row and column 0 stand for the clean group, 1 for the noisy one. A leading dimension counts
+    steps where there are several.
     """
 
     sums: Tensor
-    """`sum_ij a_ik a_jl <g_i, g_j>`, `[2, 2]`, with `a_i = (1 − w_i, w_i)`."""
+    """`sum_ij a_ik a_jl <g_i, g_j>`, `[..., 2, 2]`, with `a_i = (1 − w_i, w_i)`."""
     diagonal: Tensor
-    """The part of `sums` with i = j, `[2, 2]`."""
+    """The part of `sums` with i = j, `[..., 2, 2]`."""
     count: Tensor
-    """Number of samples, `[]`."""
+    """Number of samples, `[...]`."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ class SegmentMoments:
     """Squared norms of the single-logit segment gradients, per class."""
 
     sums: Tensor
-    """Squared norm of the summed gradients, `[2, C]`: clean, noisy."""
+    """Squared norm of the summed gradients, `[..., 2, C]`: clean, noisy."""
     diagonal: Tensor
-    """Sum of the squared norms of the single gradients, `[2, C]`."""
+    """Sum of the squared norms of the single gradients, `[..., 2, C]`."""
 
 
 class StopReason(Enum):

@@ -14,32 +14,38 @@ from .records import GroupMoments, SegmentMoments
 
 
 def group_statistics(moments: GroupMoments) -> dict[str, Tensor]:
-    """Ratio, cosine, share and coherence of a step, each a scalar tensor.
+    """Ratio, cosine, share and coherence of steps, each of the leading shape of the moments.
 
     The plain names are those of this batch; `_population` marks the U-statistic over pairs of
     different samples, which does not grow as batches get smaller. Where an unbiased square comes
     out negative the value is NaN.
     """
     count = moments.count
+    squares, scatter = _diagonal(moments.sums), _diagonal(moments.diagonal)
     pairs = moments.sums - moments.diagonal
-    population = pairs / (count * (count - 1))
-    norms = _unbiased_norm(pairs.diagonal(), moments.diagonal.diagonal())
+    mean_product = pairs.sum((-2, -1)) / (count * (count - 1))
+    mean_square = moments.diagonal.sum((-2, -1)) / count
     return {
-        **_compare_groups(moments.sums, moments.sums.diagonal().sqrt(), ""),
-        **_compare_groups(pairs, norms, "_population"),
-        "coherence": population.sum() / (moments.diagonal.sum() / count),
+        **_compare_groups(moments.sums, squares.sqrt(), ""),
+        **_compare_groups(pairs, _unbiased_norm(_diagonal(pairs), scatter), "_population"),
+        "coherence": mean_product / mean_square,
     }
 
 
 def _compare_groups(products: Tensor, norms: Tensor, suffix: str) -> dict[str, Tensor]:
-    clean, noisy = norms
-    cross = products[0, 1]
-    total = products.sum()
+    clean, noisy = norms.unbind(-1)
+    cross = products[..., 0, 1]
+    total = products.sum((-2, -1))
+    share = (products[..., 1, 1] + cross) / torch.where(total > 0, total, torch.nan)
     return {
         "dominance_ratio" + suffix: clean / noisy,
         "group_cosine" + suffix: cross / (clean * noisy),
-        "noise_share" + suffix: (products[1, 1] + cross) / torch.where(total > 0, total, torch.nan),
+        "noise_share" + suffix: share,
     }
+
+
+def _diagonal(products: Tensor) -> Tensor:
+    return products.diagonal(dim1=-2, dim2=-1)
 
 
 def _unbiased_norm(pairs: Tensor, diagonal: Tensor) -> Tensor:
@@ -52,7 +58,7 @@ def _unbiased_norm(pairs: Tensor, diagonal: Tensor) -> Tensor:
 
 
 def segment_statistics(moments: SegmentMoments) -> dict[str, Tensor]:
-    """Single-logit segment ratios: `[C]` for each class, and of all classes together.
+    """Single-logit segment ratios of S steps: `[S, C]` for each class, `[S]` of all together.
 
     At initialisation the ratio is `(C−1)(1−δ)/δ` at a noise rate δ, and `(1−δ)/δ` for two classes.
     """
@@ -60,11 +66,11 @@ def segment_statistics(moments: SegmentMoments) -> dict[str, Tensor]:
     pairs, diagonal = moments.sums - moments.diagonal, moments.diagonal
     for name, norms in (
         ("segment_ratio_by_class", moments.sums.sqrt()),
-        ("segment_ratio", moments.sums.sum(1).sqrt()),
+        ("segment_ratio", moments.sums.sum(-1).sqrt()),
         ("segment_ratio_by_class_population", _unbiased_norm(pairs, diagonal)),
-        ("segment_ratio_population", _unbiased_norm(pairs.sum(1), diagonal.sum(1))),
+        ("segment_ratio_population", _unbiased_norm(pairs.sum(-1), diagonal.sum(-1))),
     ):
-        clean, noisy = norms
+        clean, noisy = norms.unbind(1)
         statistics[name] = clean / noisy
     return statistics
 

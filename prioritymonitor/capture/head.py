@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hooks import Hook
+from .hooks import ModuleHook
 
 Head = nn.Linear | nn.Conv2d
 
@@ -55,7 +55,7 @@ class HeadWatch:
         self._position = 0
         self._calls: list[tuple[Head, Tensor, Tensor]] = []
         watched = [head] if head is not None else [m for m in model.modules() if is_linear(m)]
-        hook = Hook(self._called, on_error)
+        hook = ModuleHook(self._called, on_error)
         self._handles = {
             module: module.register_forward_hook(hook, with_kwargs=True) for module in watched
         }

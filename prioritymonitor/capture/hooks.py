@@ -13,7 +13,7 @@ class Hook:
 
     A model that carries a hook may be copied (an EMA copy, a snapshot) or pickled
     (`torch.save(model)`). The copy must neither feed this monitor nor drag it along, so a copied
-    hook is inert. `torch.compile` must not trace into it either: what it does changes every step.
+    hook is inert.
     """
 
     __slots__ = ("__weakref__", "_function", "_on_error")
@@ -24,7 +24,6 @@ class Hook:
         self._function = function
         self._on_error = on_error
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function; None if it is inert or raised."""
         if self._function is None:
@@ -37,7 +36,18 @@ class Hook:
             return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
-        return Hook(None, None)
+        return type(self)(None, None)
 
     def __reduce__(self) -> tuple[type[Hook], tuple[None, None]]:
-        return Hook, (None, None)
+        return type(self), (None, None)
+
+
+class ModuleHook(Hook):
+    """A hook on a module, which `torch.compile` must not trace: what it does changes every step."""
+
+    __slots__ = ()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function outside any compiled graph."""
+        return super().__call__(*args, **kwargs)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -87,10 +88,10 @@ class LoaderRecorder:
         index = None
         if self.no_identity is None:
             try:
-                index = torch.as_tensor(drawn).reshape(-1)
-                if index.dtype == torch.bool or index.is_floating_point():
-                    raise TypeError(f"got {index.dtype}")
-                index = index.long()
+                positions = np.asarray(drawn).reshape(-1)  # much faster than torch for a list
+                if positions.dtype.kind not in "iu":
+                    raise TypeError(f"got {positions.dtype}")
+                index = torch.from_numpy(positions.astype(np.int64, copy=True))
             except (TypeError, ValueError, RuntimeError):
                 self.no_identity = "its sampler does not give integer positions"
         self.current = HandedOut(index, _labels(batch))

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..records import Batch, Step, Update
 from .head import HeadWatch
-from .hooks import Hook
+from .hooks import Hook, ModuleHook
 from .loader import HandedOut
 from .losses import Observed, evaluate_criterion, per_sample_loss, recognise_cross_entropy
 
@@ -97,12 +97,12 @@ class StepCapture:
         self._in_step: set[int] | None = None
 
         self._handles = [
-            model.register_forward_hook(Hook(self._forward_done, on_error), with_kwargs=True),
+            model.register_forward_hook(ModuleHook(self._forward_done, on_error), with_kwargs=True),
             optimizer.register_step_pre_hook(Hook(self._step_begins, on_error)),
             optimizer.register_step_post_hook(Hook(self._step_done, on_error)),
         ]
         if isinstance(criterion, nn.Module):
-            hook = Hook(self._criterion_done, on_error)
+            hook = ModuleHook(self._criterion_done, on_error)
             self._handles.append(criterion.register_forward_hook(hook, with_kwargs=True))
 
     def close(self) -> None:
