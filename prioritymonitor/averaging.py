@@ -88,7 +88,7 @@ class WeightKeeper:
             average = self._average[name] = self._average[name].to(current.device)
             averages, currents = groups[(current.device, current.dtype)]
             averages.append(average)
-            currents.append(current.detach())
+            currents.append(current)  # the parameter itself: its data may be exchanged
         return list(groups.values())
 
     def end_epoch(self, epoch: int) -> int:
@@ -102,6 +102,7 @@ class WeightKeeper:
         self._pairs = None  # parameters may be frozen, unfrozen or moved between epochs
         if not self._frozen:
             weights = self._average if self._averaged else _weights(self._model)
+        if not self._frozen and weights:
             self._kept[epoch] = {
                 name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
             }

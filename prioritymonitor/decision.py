@@ -53,13 +53,16 @@ class StopRule:
                 raise ArgumentValueError(f"got StopRule({name}={value}); it must be ≥ {least}")
 
 
-def decide(priority: Sequence[float], rule: StopRule | None, average_lag: int) -> Decision:
+def decide(
+    priority: Sequence[float], rule: StopRule | None, average_lag: int, learns: bool = True
+) -> Decision:
     """Judge the curve of the clean priority.
 
     Args:
         priority: Its value after each epoch, the first at epoch 1; not empty.
         rule: When to stop; None: never.
         average_lag: Epochs by which the kept weights trail the raw ones.
+        learns: False while nothing has been learnt, so that no label can be judged.
     """
     now = len(priority)
     peak = max(range(now), key=lambda epoch: priority[epoch]) + 1
@@ -71,7 +74,10 @@ def decide(priority: Sequence[float], rule: StopRule | None, average_lag: int) -
     if now < rule.min_epochs:
         message = f"too early to judge: epoch {now} of at least {rule.min_epochs}"
         return Decision(False, StopReason.TOO_EARLY, now, best, message)
-    if since < rule.patience:
+    if not learns:
+        message = "too early to judge: most labels still look wrong, so little has been learnt"
+        return Decision(False, StopReason.TOO_EARLY, now, best, message)
+    if since < rule.patience or not priority[peak - 1] > priority[-1]:
         message = f"clean labels still dominate: {gone_by} (patience {rule.patience})"
         return Decision(False, StopReason.CLEAN_DOMINATES, now, best, message)
     message = (

@@ -40,12 +40,12 @@ class SampleHistory:
         """Loss of each sample in each epoch, float16 `[n]` each; NaN before a first visit."""
         self._dataset_size = dataset_size
         self._margins_kept = margins_kept
-        self._margin_sum = torch.zeros(self.size)
-        self._visits = torch.zeros(self.size)
+        self._margin_sum = torch.zeros(self.size, dtype=torch.float32)
+        self._visits = torch.zeros(self.size, dtype=torch.float32)
         self._mean_margins: list[Tensor] = []
         self._rivals: list[Tensor] = []
         # One row more than there are samples: what must not count is added up in the last.
-        self._epoch = torch.zeros(self.size + 1, 3)
+        self._epoch = torch.zeros(self.size + 1, 3, dtype=torch.float32)
         self._labels = torch.full((self.size + 1, 2), -1, dtype=torch.int32)
         self._relabelled = torch.zeros((), dtype=torch.int64)
         self._slots: Tensor | None = None
@@ -104,6 +104,11 @@ class SampleHistory:
         return relabelled
 
     @property
+    def is_empty(self) -> bool:
+        """True if no sample was ever visited."""
+        return not bool(self._visits.any())
+
+    @property
     def settled_margin(self) -> Tensor:
         """Mean margin as it stood before the latest `margins_kept − 1` epochs, float32 `[n]`."""
         return self._mean_margins[0]
@@ -153,11 +158,12 @@ class SampleHistory:
                 f"got the state of a data set of {state['dataset_size']} samples for one of "
                 f"{self._dataset_size}; resume with the same data and max_tracked"
             )
-        self.losses = list(state["losses"].clone().unbind(0))
-        self._margin_sum = state["margin_sum"].clone()
-        self._visits = state["visits"].clone()
-        self._mean_margins = list(state["mean_margins"])
-        self._rivals = list(state["rivals"])
-        self._epoch = state["epoch"].clone()
-        self._labels = state["labels"].clone()
+        # To the host, wherever the state was loaded to; the device follows with the next batch.
+        self.losses = list(state["losses"].cpu().clone().unbind(0))
+        self._margin_sum = state["margin_sum"].cpu().clone()
+        self._visits = state["visits"].cpu().clone()
+        self._mean_margins = [margin.cpu() for margin in state["mean_margins"]]
+        self._rivals = [rival.cpu() for rival in state["rivals"]]
+        self._epoch = state["epoch"].cpu().clone()
+        self._labels = state["labels"].cpu().clone()
         self._relabelled = torch.tensor(state["relabelled"])

@@ -61,7 +61,7 @@ class StepMeter:
     def read(self) -> list[StepScalars]:
         """All that waits, by one transfer for each run of steps with the same kind of moments."""
         waiting, self._waiting = self._waiting, []
-        scalars = []
+        scalars: list[StepScalars] = []
         for _, alike in itertools.groupby(waiting, key=lambda entry: entry[2].shape):
             numbers, times, moments = zip(*alike, strict=True)
             rows = _scalars(torch.stack(moments).cpu().double())

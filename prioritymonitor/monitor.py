@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import weakref
 from collections.abc import Callable
@@ -32,6 +31,8 @@ class GradientMonitor:
                 ...
             if monitor.should_stop: break
         monitor.restore_best()
+
+    Keep the monitor in a variable: it closes itself when nothing refers to it any more.
 
     An epoch is a pass over `train_loader` in which the model was trained; epochs count from 1.
     Reference: Liu, Abedsoltan, Belkin, *On Emergence of Clean-Priority Learning in Early Stopped
@@ -117,9 +118,9 @@ class GradientMonitor:
                 max_tracked=max_tracked,
             ),
         )
-        self._closed = False
-        self._at_exit = _closer(weakref.ref(self))
-        atexit.register(self._at_exit)
+        # Runs when nobody refers to the monitor any more, and at the exit of the process. The hooks
+        # refer to the watch only, so a notebook cell that is run again lets go of the old monitor.
+        self._closer = weakref.finalize(self, self._watch.close)
 
     @property
     def should_stop(self) -> bool:
@@ -223,10 +224,7 @@ class GradientMonitor:
 
         What was measured can still be read, and `restore_best()` works.
         """
-        if not self._closed:
-            self._closed = True
-            atexit.unregister(self._at_exit)
-            self._watch.close()
+        self._closer()
 
     def __enter__(self) -> GradientMonitor:
         return self
@@ -241,14 +239,3 @@ class GradientMonitor:
             f"every={self._watch.settings.every}, steps={capture.steps}, "
             f"epochs={self._watch.epoch}, {self.decision.message!r})"
         )
-
-
-def _closer(monitor: weakref.ref[GradientMonitor]) -> Callable[[], None]:
-    """Closes at the exit of the process, without keeping the monitor alive till then."""
-
-    def close() -> None:
-        alive = monitor()
-        if alive is not None:
-            alive.close()
-
-    return close

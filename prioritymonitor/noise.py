@@ -94,7 +94,8 @@ class KnownNoise:
             if batch.index is None:
                 return torch.full_like(batch.margin, torch.nan)
             self._noisy = self._noisy.to(batch.index.device)
-            return self._noisy[batch.index].to(batch.margin.dtype)
+            flags = self._noisy[batch.index.clamp(min=0)].to(batch.margin.dtype)
+            return torch.where(batch.index < 0, torch.nan, flags)
         flags = torch.as_tensor(self._noisy(batch.inputs, batch.target, batch.index))
         if flags.shape != batch.target.shape or flags.dtype != torch.bool:
             raise ArgumentTypeError(
@@ -108,4 +109,5 @@ class KnownNoise:
         if self._true_labels is None or batch.index is None:
             return batch.rival
         self._true_labels = self._true_labels.to(batch.index.device)
-        return self._true_labels[batch.index]
+        true_label = self._true_labels[batch.index.clamp(min=0)]
+        return torch.where(batch.index < 0, batch.rival, true_label)

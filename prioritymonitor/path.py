@@ -13,6 +13,9 @@ from .membership import consistent_noise_rate, noisy_weight
 from .records import Batch, Decision, StopReason, Suspect
 from .statistics import clean_priority
 
+_MOST_NOISE = 0.9
+"""Noise rate from which on labels look wrong because nothing has been learnt yet."""
+
 
 class PriorityPath:
     """Follows the clean priority along the path of the training run.
@@ -41,7 +44,7 @@ class PriorityPath:
         self._on_device: Tensor | None = None
         self._prior = 0.5
         """Noise rate at which the membership of all samples is consistent with itself."""
-        self._known = torch.full((self.history.size + 1,), torch.nan)
+        self._known = torch.full((self.history.size + 1,), torch.nan, dtype=torch.float32)
 
     def record(self, batch: Batch, is_noisy: Tensor | None) -> None:
         """Add a batch with known indices.
@@ -82,10 +85,14 @@ class PriorityPath:
         weight = self._judge()
         loss = self.history.losses[-1]
         self.priority = clean_priority(self.history.losses, weight).tolist()
-        self.decision = decide(self.priority, self._rule, self._average_lag)
+        self.decision = decide(self.priority, self._rule, self._average_lag, self._learns())
         self._noisy_weight = torch.where(loss.isnan(), torch.nan, weight)
         self._on_device = None
         return self._scalars(loss.double(), weight.double()), relabelled
+
+    def _learns(self) -> bool:
+        """False while most labels look wrong, as they do before anything is learnt."""
+        return not self.history.is_empty and self._prior < _MOST_NOISE
 
     def _judge(self) -> Tensor:
         margin = self.history.settled_margin
@@ -148,7 +155,8 @@ class PriorityPath:
         self.priority = list(state["priority"])
         reason = StopReason[state["decision"]["reason"]]
         self.decision = Decision(**{**state["decision"], "reason": reason})
-        self._noisy_weight = state["noisy_weight"]
+        weight = state["noisy_weight"]
+        self._noisy_weight = weight.cpu() if weight is not None else None
         self._prior = state["prior"]
-        self._known = state["known"].clone()
+        self._known = state["known"].cpu().clone()
         self._on_device = None

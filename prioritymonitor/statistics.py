@@ -1,6 +1,6 @@
 """Pure: moments of a step to its statistics; a history of losses to the clean priority.
 
-Definitions: docs/measured.md. Reference: Liu, Abedsoltan, Belkin, arXiv 2306.02533.
+Definitions: docs/pages/measured.md. Reference: Liu, Abedsoltan, Belkin, arXiv 2306.02533.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .averaging import WeightKeeper
-from .capture.loader import HandedOut, LoaderRecorder
+from .capture.loader import LoaderRecorder
 from .capture.step import StepCapture
 from .decision import StopRule
 from .errors import ArgumentValueError
@@ -70,14 +70,13 @@ class Watch:
         self.keeper: WeightKeeper | None = None
         self._meter = StepMeter()
         self._events = EventWriter(settings.log_dir, settings.writer, self._writing_failed)
-        self._trained_in_pass = False
-        self._continues_pass = False
-        self._stepped_with: HandedOut | None = None
+        self._lost_identity = False
+        self._steps_untraced = 0
         self._failure: str | None = None
         self._expected_steps = 100.0
         self._recorder: LoaderRecorder | None = None
         if loader is not None:
-            self._recorder = LoaderRecorder(loader, self._pass_turns, self._failed)
+            self._recorder = LoaderRecorder(loader, self._end_epoch, self._failed)
             self._follow_samples(model, loader, self._recorder)
         self._health = Health(
             has_criterion=settings.criterion is not None,
@@ -89,7 +88,7 @@ class Watch:
             optimizer,
             settings.criterion,
             settings.head,
-            current_batch=lambda: self._recorder.current if self._recorder is not None else None,
+            recorder=self._recorder,
             is_measured=lambda step: step % settings.every == 0,
             one_by_one=settings.known_noise is not None and settings.known_noise.needs_inputs,
             on_batch=self._batch_trained,
@@ -118,25 +117,28 @@ class Watch:
     @property
     def decision(self) -> Decision:
         """The latest advice; a stop stays, whatever happens after."""
-        if self.path is not None and (self.path.decision.stop or self._failure is None):
-            return self.path.decision
+        path = self.path.decision if self.path is not None else None
+        if path is not None and (path.stop or self._failure is None):
+            return path
+        best = path.best_epoch if path is not None else self.epoch or None
         if self._failure is not None:
-            return Decision(False, StopReason.FAILED, self.epoch, None, self._failure)
+            return Decision(False, StopReason.FAILED, self.epoch, best, self._failure)
         message = "samples have no identity, so what was memorised cannot be seen: no stop"
-        return Decision(False, StopReason.NO_IDENTITY, self.epoch, None, message)
+        return Decision(False, StopReason.NO_IDENTITY, self.epoch, best, message)
 
     # Batches and steps
 
     def _batch_trained(self, batch: Batch) -> None:
-        self._trained_in_pass, self._continues_pass = True, False
         for problem in self._health.add(batch):
             self.log.once(problem)
+        if batch.index is not None:
+            self._steps_untraced = 0
         if self.path is not None and batch.index is not None:
             known = self.settings.known_noise
             self.path.record(batch, known.is_noisy(batch) if known is not None else None)
 
     def _step_made(self, step: Step) -> None:
-        self._stepped_with = self._recorder.current if self._recorder is not None else None
+        self._steps_untraced += 1
         if step.batches:
             for problem in self._health.add_first_step(step.batches[0]):
                 self.log.once(problem)
@@ -149,6 +151,11 @@ class Watch:
             self._meter.measure(self.capture.steps, step, torch.cat(weight), torch.cat(true_label))
         if self.keeper is not None:
             self.keeper.update(self._expected_steps)
+        if self.path is not None and self._steps_untraced == 2 * int(self._expected_steps) + 16:
+            self.log.once(
+                f"{self._steps_untraced} optimizer steps used no batch of train_loader; pass the "
+                "loader that the loop iterates over, and the model that it calls"
+            )
         if self._meter.is_full:
             self.report_steps()
 
@@ -167,28 +174,15 @@ class Watch:
 
     # Epochs
 
-    def _pass_turns(self, begins: bool) -> None:
-        # A pass that the loop broke off ends where the next one begins, unless a resumed run goes
-        # on with it. A pass without training, as for a metric on the training data, is no epoch.
-        self.capture.observe()
-        resumes = begins and self._continues_pass
-        if self._trained_in_pass and not resumes and self._failure is None:
-            self._trained_in_pass = False
-            self._end_epoch()
-
     def settle_epoch(self) -> None:
-        """End the epoch now if an optimizer step followed its last batch.
-
-        A trainer that counts batches never asks the loader for the one past the last, so the end
-        of the pass would go unnoticed until the next begins.
-        """
-        recorder = self._recorder
-        if recorder is None or recorder.current is None or not recorder.is_exhausted:
-            return
-        if recorder.current is self._stepped_with and self._failure is None:
-            self._pass_turns(False)
+        """End an epoch whose last batch was trained on."""
+        if self._recorder is not None and self._failure is None:
+            self._recorder.settle()
 
     def _end_epoch(self) -> None:
+        if self._failure is not None:
+            return
+        self.capture.observe()
         self.report_steps()
         self.epoch += 1
         for problem in self._health.end_epoch(self.epoch):
@@ -225,7 +219,7 @@ class Watch:
     def _lose_identity(self, reason: str) -> None:
         if self.path is not None:
             self.log.once(f"samples have no identity, {reason}: no suspects, no stop from here on")
-            self.path = None
+            self.path, self._lost_identity = None, True
 
     # Failures and the end
 
@@ -243,7 +237,7 @@ class Watch:
         )
         self.log.once(self._failure)
         logging.getLogger("prioritymonitor").debug("the cause", exc_info=error)
-        self.capture.close()
+        self.capture.turn_off()
         self._events.flush()
 
     def write_folder(self) -> None:
@@ -265,6 +259,7 @@ class Watch:
 
     def close(self) -> None:
         """Leave model, optimizer and loader as found, and write what is left."""
+        self.settle_epoch()
         self.capture.observe()
         self.capture.close()
         if self._recorder is not None:
@@ -277,13 +272,15 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""
+        self.settle_epoch()
         self.capture.observe()
         self.report_steps()
         return {
             "version": 1,
             "steps": self.capture.steps,
             "epoch": self.epoch,
-            "trained_in_pass": self._trained_in_pass,
+            "epoch_is_open": self._recorder is not None and self._recorder.is_open,
+            "lost_identity": self._lost_identity,
             "expected_steps": self._expected_steps,
             "latest": dict(self.latest),
             "records": [dict(record) for record in self.records],
@@ -293,6 +290,8 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
+        if state["lost_identity"]:
+            self.path, self._lost_identity = None, True
         for name, part in (("path", self.path), ("keeper", self.keeper)):
             if (part is None) != (state[name] is None):
                 raise ArgumentValueError(
@@ -305,7 +304,8 @@ class Watch:
             self.keeper.load_state_dict(state["keeper"])
         self.capture.steps = state["steps"]
         self.epoch = state["epoch"]
-        self._trained_in_pass = self._continues_pass = state["trained_in_pass"]
+        if self._recorder is not None:
+            self._recorder.resume(state["epoch_is_open"])
         self._expected_steps = state["expected_steps"]
         self.latest = dict(state["latest"])
         self.records = [dict(record) for record in state["records"]]

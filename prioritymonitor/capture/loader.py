@@ -24,51 +24,95 @@ from .hooks import Hook
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
-@dataclass
+class Turn:
+    """One pass over the loader."""
+
+    def __init__(self) -> None:
+        self.drawn: deque[Any] = deque()
+        """Indices that were drawn and whose batch was not handed out yet."""
+        self.handed_out = 0
+        """Number of batches handed out."""
+
+
+@dataclass(eq=False)
 class HandedOut:
     """A batch that the loader gave to the training loop."""
 
+    turn: Turn
     index: Tensor | None
     """Positions in the data set, int64 `[B]` on the CPU."""
     labels: Tensor | None
     """What looks like the labels of the batch: its second element, or its `labels` entry."""
+    seen: int = 0
+    """How many of its samples went through the model, for a loop that cuts a batch in pieces."""
     used: int = 0
-    """How many of its samples were trained on already, for a loop that cuts a batch in pieces."""
+    """How many of its samples were trained on already."""
 
-    def span(self, count: int) -> slice | None:
-        """Which part of this batch the next `count` samples are; None if that can't be told."""
+    @property
+    def size(self) -> int | None:
+        """Number of samples; None if it can't be told."""
         known = self.index if self.index is not None else self.labels
-        if known is None or count > len(known):
+        return len(known) if known is not None else None
+
+    def piece(self, count: int, start: int) -> Piece | None:
+        """The `count` samples from `start` on, or all of them; None if there are not so many."""
+        start = 0 if count == self.size else start
+        stop = start + count
+        if self.size is None or stop > self.size:
             return None
-        start = 0 if count == len(known) else self.used
-        return slice(start, start + count) if start + count <= len(known) else None
+        return Piece(
+            start,
+            count == self.size,
+            None if self.index is None else self.index[start:stop],
+            None if self.labels is None or len(self.labels) < stop else self.labels[start:stop],
+        )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive samples of a batch."""
+
+    start: int
+    is_whole: bool
+    """True for all samples of the batch."""
+    index: Tensor | None
+    labels: Tensor | None
 
 
 class LoaderRecorder:
-    """Records a `DataLoader` in place until `close()`.
+    """Records a `DataLoader` in place until `close()`, and tells when an epoch has ended.
+
+    An epoch is a pass in which the model was trained. It ends where the loader runs out, or where
+    training goes on with another pass because the loop broke this one off.
 
     Args:
         loader: The train loader.
-        on_pass: Called with True when a pass over the loader begins and with False when it ran to
-            its end.
+        on_epoch_end: Called at the end of each epoch.
         on_error: Gets any exception of ours; the training loop never sees it.
     """
 
     def __init__(
         self,
         loader: DataLoader[Any],
-        on_pass: Callable[[bool], None],
+        on_epoch_end: Callable[[], None],
         on_error: Callable[[Exception], None],
     ) -> None:
         self.loader = loader
         self.current: HandedOut | None = None
         self.no_identity = _no_identity(loader)
         """Why batches can't be traced to samples; None if they can."""
+        self.is_open = False
+        """True while an epoch is under way."""
         self.batch_begins = Hook(self._batch_begins, on_error)
-        self.pass_turns = Hook(self._pass_turns, on_error)
-        self._on_pass = on_pass
-        self._handed_out = 0
-        shadow = loader.__dict__.setdefault("_get_iterator", _RecordedIterators(loader))
+        self.turn_ends = Hook(self._turn_ends, on_error)
+        self.settle = Hook(self._settle, on_error)
+        self._on_epoch_end = on_epoch_end
+        self._turn: Turn | None = None
+        self._ended: Turn | None = None
+        self._stepped_with: HandedOut | None = None
+        shadow = loader.__dict__.get("_get_iterator")
+        if not isinstance(shadow, _RecordedIterators):
+            shadow = loader.__dict__["_get_iterator"] = _RecordedIterators(loader)
         shadow.recorders.append(self)
 
     @property
@@ -76,15 +120,36 @@ class LoaderRecorder:
         """Number of samples that an index may name; None where samples have no identity."""
         return None if self.no_identity else len(self.loader.dataset)  # type: ignore[arg-type]
 
-    @property
-    def is_exhausted(self) -> bool:
-        """True once the running pass has handed out its last batch."""
-        try:
-            return self._handed_out >= len(self.loader)
-        except TypeError:  # a stream without length
-            return False
+    def trained_on(self, batch: HandedOut) -> None:
+        """A batch is about to be trained on."""
+        if batch.turn is self._ended:
+            return  # once more on a batch of an epoch that has ended
+        if self.is_open and self._turn is not None and batch.turn is not self._turn:
+            self._end()
+        self.is_open, self._turn = True, batch.turn
 
-    def _batch_begins(self, drawn: Any, batch: Any) -> None:
+    def stepped(self) -> None:
+        """An optimizer step was made."""
+        self._stepped_with = self.current
+
+    def resume(self, is_open: bool) -> None:
+        """Go on with an epoch that an interrupted run had begun."""
+        self.is_open, self._turn = is_open, None
+
+    def _settle(self) -> None:
+        """End the epoch now if an optimizer step followed its last batch.
+
+        A trainer that counts batches never asks the loader for the one past the last, so the end
+        of the pass would go unnoticed until the next begins.
+        """
+        last = self.current
+        if last is None or last is not self._stepped_with or last.turn is not self._turn:
+            return
+        is_used_up = last.size is None or last.used >= last.size
+        if is_used_up and last.turn.handed_out >= _length(self.loader):
+            self._turn_ends(last.turn)
+
+    def _batch_begins(self, turn: Turn, drawn: Any, batch: Any) -> None:
         index = None
         if self.no_identity is None:
             try:
@@ -94,13 +159,17 @@ class LoaderRecorder:
                 index = torch.from_numpy(positions.astype(np.int64, copy=True))
             except (TypeError, ValueError, RuntimeError):
                 self.no_identity = "its sampler does not give integer positions"
-        self.current = HandedOut(index, _labels(batch))
-        self._handed_out += 1
+        self.current = HandedOut(turn, index, _labels(batch))
 
-    def _pass_turns(self, begins: bool) -> None:
-        self.current = None
-        self._handed_out = 0
-        self._on_pass(begins)
+    def _turn_ends(self, turn: Turn) -> None:
+        if self.is_open and turn is self._turn:
+            self._end()
+        if self.current is not None and self.current.turn is turn:
+            self.current = None
+
+    def _end(self) -> None:
+        self.is_open, self._ended = False, self._turn
+        self._on_epoch_end()
 
     def close(self) -> None:
         """Leave the loader as it was found."""
@@ -135,10 +204,9 @@ class _RecordedIterators:
         iterator.__class__ = _recording(type(iterator))  # type: ignore[arg-type]
         return iterator
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # A copied loader is another loader: it makes its own, unwatched iterators.
-        copied = memo.get(id(self.loader), self.loader)
-        return functools.partial(type(copied)._get_iterator, copied)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copied or pickled loader is another loader: it makes its own, unwatched iterators.
+        return functools.partial, (type(self.loader)._get_iterator, self.loader)
 
 
 class _RecordingSampler:
@@ -147,19 +215,17 @@ class _RecordingSampler:
     def __init__(self, sampler: Any, recorders: list[LoaderRecorder]) -> None:
         self.sampler = sampler
         self._recorders = recorders
-        self._drawn: deque[Any] = deque()
+        self._turn = Turn()
 
     def __iter__(self) -> Iterator[Any]:
         # The user's sampler is asked now, not at the first draw: the order of random draws must
         # be that of a loader that nobody watches.
         inner = iter(self.sampler)
-        drawn: deque[Any] = deque()
-        self._drawn = drawn
-        self.pass_turns(True)
+        self._turn = turn = Turn()
 
         def draw() -> Iterator[Any]:
             for index in inner:
-                drawn.append(index)
+                turn.drawn.append(index)
                 yield index
 
         return draw()
@@ -172,15 +238,16 @@ class _RecordingSampler:
 
     def handed_out(self, batch: Any) -> None:
         drawn = self.take()
+        self._turn.handed_out += 1
         for recorder in self._recorders:
-            recorder.batch_begins(drawn, batch)
+            recorder.batch_begins(self._turn, drawn, batch)
 
     def take(self) -> Any:
-        return self._drawn.popleft() if self._drawn else None
+        return self._turn.drawn.popleft() if self._turn.drawn else None
 
-    def pass_turns(self, begins: bool) -> None:
+    def finished(self) -> None:
         for recorder in list(self._recorders):
-            recorder.pass_turns(begins)
+            recorder.turn_ends(self._turn)
 
 
 @functools.cache
@@ -191,7 +258,7 @@ def _recording(iterator_class: type) -> type:
         try:
             batch = iterator_class._next_data(self)  # type: ignore[attr-defined]
         except StopIteration:
-            self._index_sampler.pass_turns(False)
+            self._index_sampler.finished()
             raise
         except Exception:
             self._index_sampler.take()  # no batch came of these indices
@@ -210,6 +277,13 @@ def _no_identity(loader: DataLoader[Any]) -> str | None:
     if loader.num_workers > 0 and not getattr(loader, "in_order", True):
         return "it was made with in_order=False"
     return None
+
+
+def _length(loader: DataLoader[Any]) -> float:
+    try:
+        return len(loader)
+    except TypeError:  # a stream
+        return float("inf")
 
 
 def _labels(batch: Any) -> Tensor | None:

@@ -12,6 +12,7 @@ into starting operations, not into doing them.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_ROUNDINGS = 16.0
+"""How many times the rounding of a probability near 1 a residual may be off."""
 
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits `[B, C]`, target) -> loss of each sample before reduction `[B]`."""
@@ -69,10 +73,11 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
     square = square.masked_fill(ignored, 0)
     counted = (~ignored).to(logits.dtype)
 
-    misfit = _misfit(gradient, (strength * counted).unsqueeze(2) * residual)
+    size, eps = strength.squeeze(1), torch.finfo(logits.dtype).eps
+    misfit = _misfit(gradient, (strength * counted).unsqueeze(2) * residual, size, eps)
     by_class = _per_class(along, onehot) / _per_class(square, onehot)
     weighted = by_class.nan_to_num(nan=0.0, posinf=0.0).gather(1, target) * counted
-    misfit_weighted = _misfit(gradient, weighted.unsqueeze(2) * residual)
+    misfit_weighted = _misfit(gradient, weighted.unsqueeze(2) * residual, size, eps)
     is_weighted = misfit > max(1e-8, (4 * rounding.eps) ** 2)
     relative = weighted * (counted.sum(1) / weighted.sum(1)).unsqueeze(1)
     weight = torch.where(is_weighted.unsqueeze(1), relative, counted)
@@ -109,6 +114,7 @@ def evaluate_criterion(
         (residual,) = torch.autograd.grad(loss.sum(), leaf)
     gradient, explained = gradient.to(logits.dtype), residual.view_as(logits)
     strength = (gradient * explained).sum((1, 2)) / explained.square().sum((1, 2))
+    eps = torch.finfo(logits.dtype).eps
     hard = target if target.ndim == 2 and not target.is_floating_point() else target.argmax(2)
     counted = torch.ones_like(hard, dtype=torch.bool)
     if ignore_index is not None:
@@ -120,7 +126,7 @@ def evaluate_criterion(
         target=hard.flatten(),
         residual=residual,
         sample_loss=loss.detach(),
-        misfit=_misfit(gradient, strength[:, None, None] * explained),
+        misfit=_misfit(gradient, strength[:, None, None] * explained, strength, eps),
         in_range=in_range,
         **_standing(logits.softmax(2), hard, counted & inside, logits, gradient),
     )
@@ -133,21 +139,35 @@ def per_sample_loss(criterion: nn.Module | Callable[..., Tensor]) -> PerSampleLo
     sample alone.
     """
     # The copy shares everything but the reduction; its `forward` is called, so hooks don't fire.
+    function: Callable[..., Tensor] = criterion
+    unreduced: Callable[..., Tensor] | None = None
     if isinstance(criterion, nn.Module):
-        function: Callable[..., Tensor] = criterion.forward
+        function = criterion.forward
         if hasattr(criterion, "reduction"):
-            unreduced: Any = copy.copy(criterion)
-            unreduced.reduction = "none"
-            return unreduced.forward  # type: ignore[no-any-return]
-    else:
-        function = criterion
-        if "reduction" in inspect.signature(criterion).parameters:
-            return lambda logits, target: criterion(logits, target, reduction="none")
+            twin: Any = copy.copy(criterion)
+            twin.reduction = "none"
+            unreduced = twin.forward
+    elif "reduction" in inspect.signature(criterion).parameters:
+        unreduced = functools.partial(criterion, reduction="none")
 
     def alone(logits: Tensor, target: Tensor) -> Tensor:
         return function(logits.unsqueeze(0), target.unsqueeze(0))
 
-    return torch.func.vmap(alone)
+    def losses(logits: Tensor, target: Tensor) -> Tensor:
+        loss = unreduced(logits, target) if unreduced is not None else None
+        if loss is None or loss.shape != logits.shape[:1]:  # its reduction is not what it seems
+            loss = torch.func.vmap(alone)(logits, target)
+        return loss
+
+    return losses
+
+
+def ignored_label(criterion: nn.Module | Callable[..., Tensor] | None) -> int | None:
+    """The label that a criterion leaves out; None for none."""
+    if criterion is None or isinstance(criterion, nn.Module):
+        return getattr(criterion, "ignore_index", None)
+    parameter = inspect.signature(criterion).parameters.get("ignore_index")
+    return parameter.default if parameter is not None else None
 
 
 def _per_class(values: Tensor, onehot: Tensor) -> Tensor:
@@ -155,10 +175,21 @@ def _per_class(values: Tensor, onehot: Tensor) -> Tensor:
     return torch.bmm(values.unsqueeze(1), onehot).squeeze(1)
 
 
-def _misfit(gradient: Tensor, explained: Tensor) -> Tensor:
-    """Share of the gradient's energy that is not explained, `[K]`."""
+def _misfit(gradient: Tensor, explained: Tensor, strength: Tensor, eps: float) -> Tensor:
+    """Share of the gradient's energy that is not explained, `[K]`, what rounding did left out.
+
+    Where every sample is fit, the gradient is the rounding of probabilities near 1.
+
+    Args:
+        gradient: `[K, B, C]`.
+        explained: `[K, B, C]`.
+        strength: Size of the gradient of a sample over its residual, `[K]`.
+        eps: Rounding of the numbers, relative to 1.
+    """
     energy = gradient.square().sum((1, 2))
-    return ((gradient - explained).square().sum((1, 2)) / energy).nan_to_num(nan=0.0)
+    unexplained = (gradient - explained).square().sum((1, 2))
+    rounding = gradient[0].numel() * (_ROUNDINGS * eps * strength).square()
+    return ((unexplained - rounding).clamp(min=0) / energy).nan_to_num(nan=0.0)
 
 
 def _standing(

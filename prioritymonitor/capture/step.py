@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import weakref
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -14,11 +17,20 @@ from torch.optim import Optimizer
 from ..records import Batch, Step, Update
 from .head import HeadWatch
 from .hooks import Hook, ModuleHook
-from .loader import HandedOut
-from .losses import Observed, evaluate_criterion, per_sample_loss, recognise_cross_entropy
+from .loader import HandedOut, LoaderRecorder, Piece
+from .losses import (
+    Observed,
+    evaluate_criterion,
+    ignored_label,
+    per_sample_loss,
+    recognise_cross_entropy,
+)
 
 _MOST_WAITING = 8
 """Micro-batches that wait to be observed together."""
+
+_MOST_RECENT = 4
+"""Forward passes among which a criterion's call finds the one that gave its logits."""
 
 _MOST_IN_STEP = 512
 """Micro-batches kept for one optimizer step; a loop that never steps must not fill the memory."""
@@ -34,14 +46,20 @@ class _Pass:
     inputs: Any
     target: Tensor | None = None
     gradient: Tensor | None = None
-    index: Tensor | None = None
+    seen_before: int = 0
+    """How many samples of the same batch had gone through the model before these."""
+    pieces: tuple[Piece, ...] = ()
+    """Which samples they are: one piece, or two of which the labels tell the right one."""
+    backward: int = -1
+    """Which backward pass brought the gradient."""
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Passes of one kind can be observed together."""
         target = None if self.target is None else (self.target.shape, self.target.dtype)
         assert self.gradient is not None
-        return self.logits.shape, self.gradient.dtype, target, self.index is None
+        pieces = tuple((piece.is_whole, piece.labels is None) for piece in self.pieces)
+        return self.logits.shape, self.gradient.dtype, target, pieces
 
 
 class StepCapture:
@@ -55,7 +73,7 @@ class StepCapture:
         optimizer: The optimizer that the loop steps.
         criterion: The loss, if it was passed in; None: cross-entropy is recognised.
         head: The head, if it was passed in.
-        current_batch: Gives what the train loader handed out last.
+        recorder: Knows what the train loader handed out last; None without a loader.
         is_measured: Tells from the number of optimizer steps made so far whether the next one is
             measured.
         one_by_one: Observe each micro-batch alone, because someone wants to see its inputs.
@@ -71,7 +89,7 @@ class StepCapture:
         criterion: nn.Module | Callable[..., Tensor] | None,
         head: nn.Module | None,
         *,
-        current_batch: Callable[[], HandedOut | None],
+        recorder: LoaderRecorder | None,
         is_measured: Callable[[int], bool],
         one_by_one: bool,
         on_batch: Callable[[Batch], None],
@@ -81,20 +99,21 @@ class StepCapture:
         self.steps = 0
         """Optimizer steps made so far."""
         self.head_watch = HeadWatch(model, head, on_error)
-        self._current_batch = current_batch
+        self._recorder = recorder
         self._is_measured = is_measured
         self._on_batch = on_batch
         self._on_step = on_step
         self._on_error = on_error
-        self._ignore_index = getattr(criterion, "ignore_index", None)
+        self._ignore_index = ignored_label(criterion)
         self._per_sample = per_sample_loss(criterion) if criterion is not None else None
         self._hooks_criterion = isinstance(criterion, nn.Module)
         self._most_waiting = 1 if one_by_one else _MOST_WAITING
-        self._forward: _Pass | None = None
+        self._is_on = True
+        self._recent: deque[tuple[weakref.ref[Tensor], _Pass]] = deque(maxlen=_MOST_RECENT)
         self._waiting: list[_Pass] = []
         self._of_step: list[_Pass] = []
         self._before: tuple[Tensor, Tensor | None] | None = None
-        self._in_step: set[int] | None = None
+        self._in_step: list[HandedOut] | None = None
 
         self._handles = [
             model.register_forward_hook(ModuleHook(self._forward_done, on_error), with_kwargs=True),
@@ -110,35 +129,64 @@ class StepCapture:
         for handle in self._handles:
             handle.remove()
         self.head_watch.close()
-        self._waiting, self._of_step, self._forward = [], [], None
+        self.turn_off()
+
+    def turn_off(self) -> None:
+        """Stop measuring; hooks stay, for they can't be taken off while they run."""
+        self._is_on = False
+        self._waiting, self._of_step = [], []
+        self._recent.clear()
 
     # Forward and backward pass
 
     def _forward_done(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not torch.is_grad_enabled():
+        if not (self._is_on and torch.is_grad_enabled()):
             return
         logits, features = self.head_watch.read(output)
         if self._in_step is not None and self._before is None:
             self._remember_head()  # first pass inside a closure: the head is only known now
         if logits is None or not logits.requires_grad:
             return
-        inputs = args[0] if args else next(iter(kwargs.values()), None)
-        forward = _Pass(_plain(logits), features, self._current_batch(), inputs)
+        inputs = None
+        if self._most_waiting == 1:
+            inputs = args[0] if args else next(iter(kwargs.values()), None)
+        # Held until the gradient arrives, and longer if observed together: only what is needed.
+        features = features if self._is_measured(self.steps) else None
+        handed_out = self._handed_out()
+        forward = _Pass(_plain(logits), features, handed_out, inputs)
+        if handed_out is not None:
+            forward.seen_before = handed_out.seen
+            handed_out.seen += len(logits)
         if self._hooks_criterion:
-            self._forward = forward  # the criterion's call will show the labels
+            self._recent.append((weakref.ref(logits), forward))
         else:
             self._await_gradient(logits, forward)
 
+    def _handed_out(self) -> HandedOut | None:
+        return self._recorder.current if self._recorder is not None else None
+
     def _criterion_done(self, criterion: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        named = dict(zip(("input", "target"), args, strict=False)) | kwargs
-        logits, target = named["input"], named["target"]
-        if not (torch.is_grad_enabled() and logits.requires_grad):
+        if not (self._is_on and torch.is_grad_enabled()):
             return
-        forward, self._forward = self._forward, None
-        if forward is None:
-            forward = _Pass(logits, None, self._current_batch(), None)
+        named = inspect.signature(criterion.forward).bind(*args, **kwargs).arguments
+        logits, target = list(named.values())[:2]
+        if not logits.requires_grad:
+            return
+        forward = self._pass_of(logits)
         forward.logits, forward.target = _plain(logits), target.detach()
         self._await_gradient(logits, forward)
+
+    def _pass_of(self, logits: Tensor) -> _Pass:
+        """The forward pass that gave these logits; one without features if none is known to."""
+        alive = [(given(), forward) for given, forward in reversed(self._recent)]
+        known = [(given, forward) for given, forward in alive if given is not None]
+        for given, forward in known:
+            if given is logits or given is logits._base:
+                return replace(forward)
+        for given, forward in known:  # a copy, in another precision or shape
+            if given.numel() == logits.numel():
+                return replace(forward)
+        return _Pass(logits, None, self._handed_out(), None)
 
     def _await_gradient(self, logits: Tensor, forward: _Pass) -> None:
         def arrived(gradient: Tensor) -> None:
@@ -147,37 +195,59 @@ class StepCapture:
         logits.register_hook(Hook(arrived, self._on_error))  # type: ignore[no-untyped-call]
 
     def _trained_on(self, forward: _Pass, gradient: Tensor) -> None:
-        if self._in_step is not None and forward.handed_out is not None:
-            if id(forward.handed_out) in self._in_step:
-                return  # a closure that evaluates the same batch again, as LBFGS does
-            self._in_step.add(id(forward.handed_out))
+        if not self._is_on:
+            return
         forward.logits = _flat(forward.logits)
         forward.gradient = gradient.reshape(forward.logits.shape)
-        self._identify(forward)
+        forward.backward = torch._C._current_graph_task_id()
+        if forward.handed_out is not None:
+            if self._is_evaluated_again(len(forward.logits), forward.handed_out):
+                return
+            self._identify(forward, forward.handed_out)
+            assert self._recorder is not None
+            self._recorder.trained_on(forward.handed_out)
         if self._is_measured(self.steps) and len(self._of_step) < _MOST_IN_STEP:
-            head = self.head_watch.head
-            if head is not None and head.weight.requires_grad and head.weight.grad is None:
-                # Gradients were reset without a step, as after an overflow.
-                self._waiting += self._of_step
-                self._of_step = []
+            self._drop_undone_passes(forward.backward)
             self._of_step.append(forward)
         else:
             self._waiting.append(forward)
             if len(self._waiting) >= self._most_waiting:
                 self._observe_waiting()
 
-    def _identify(self, forward: _Pass) -> None:
-        """Find positions, and labels if the criterion shows none, in what the loader gave."""
-        handed_out = forward.handed_out
-        span = handed_out.span(len(forward.logits)) if handed_out is not None else None
-        if handed_out is None or span is None:
+    def _is_evaluated_again(self, count: int, handed_out: HandedOut) -> bool:
+        """True for a closure that evaluates the same samples once more, as LBFGS does."""
+        if self._in_step is None or handed_out.size is None or count > handed_out.size:
+            return False
+        if handed_out not in self._in_step:
+            self._in_step.append(handed_out)
+            return False
+        return handed_out.used >= handed_out.size
+
+    def _drop_undone_passes(self, backward: int) -> None:
+        """Gradients that were reset without a step, as after an overflow, are part of no update."""
+        head = self.head_watch.head
+        if head is None or not head.weight.requires_grad or head.weight.grad is not None:
             return
-        handed_out.used = span.stop
-        if handed_out.index is not None:
-            forward.index = handed_out.index[span]
-        if self._per_sample is not None and forward.target is None:
-            labels = handed_out.labels
-            forward.target = None if labels is None else labels[span]
+        undone = [forward for forward in self._of_step if forward.backward != backward]
+        self._waiting += undone
+        self._of_step = [forward for forward in self._of_step if forward.backward == backward]
+
+    def _identify(self, forward: _Pass, handed_out: HandedOut) -> None:
+        """Find out which samples of what the loader gave these are.
+
+        Pieces of a batch come in the order in which they went through the model, or in that of
+        their backward passes if other passes, as for a metric, came in between.
+        """
+        count = len(forward.logits)
+        pieces = {
+            piece.start: piece
+            for start in (handed_out.used, forward.seen_before)
+            if (piece := handed_out.piece(count, start)) is not None
+        }
+        forward.pieces = tuple(pieces.values())
+        handed_out.used = min(handed_out.used + count, handed_out.size or 0)
+        if self._per_sample is not None and forward.target is None and pieces:
+            forward.target = forward.pieces[0].labels
 
     # Observation
 
@@ -208,19 +278,20 @@ class StepCapture:
                 observed = evaluate_criterion(
                     self._per_sample, self._ignore_index, logits, target, gradient
                 )
-        index = [forward.index for forward in passes if forward.index is not None]
         alone = passes[0] if len(passes) == 1 else None
         return Batch(
             **{field.name: getattr(observed, field.name) for field in fields(Observed)},
             features=alone.features if alone is not None else None,
-            index=torch.cat(index).to(device, non_blocking=True) if index else None,
+            index=_positions(passes, observed.target),
             inputs=alone.inputs if alone is not None else None,
         )
 
     # Optimizer step
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._in_step = set()
+        if not self._is_on:
+            return
+        self._in_step = []
         self._before = None
         self._remember_head()
 
@@ -231,9 +302,13 @@ class StepCapture:
             self._before = (head.weight.detach().clone(), bias)
 
     def _step_done(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._is_on:
+            return
         self._in_step = None
         passes, self._of_step = self._of_step, []
-        number, self.steps = self.steps, self.steps + 1
+        self.steps += 1
+        if self._recorder is not None:
+            self._recorder.stepped()
         if passes:
             self._observe_waiting()
         batches = tuple(self._observed([forward]) for forward in passes)
@@ -251,6 +326,27 @@ class StepCapture:
             (head.weight.detach() - weight).flatten(1),
             None if bias is None or head.bias is None else head.bias.detach() - bias,
         )
+
+
+def _positions(passes: list[_Pass], target: Tensor) -> Tensor | None:
+    """Positions `[B]` in the data set; −1 for the samples of a pass whose labels are others.
+
+    A pass with fewer samples than the loader gave may be a piece of the batch, or what the loop
+    picked out of it; only in the first case the labels agree.
+    """
+    found: Tensor | None = None
+    for pieces in zip(*(forward.pieces for forward in passes), strict=True):
+        known = [piece.index for piece in pieces if piece.index is not None]
+        labels = [piece.labels for piece in pieces if piece.labels is not None]
+        if not known:
+            return None
+        index = torch.stack(known).to(target.device, non_blocking=True)
+        if not pieces[0].is_whole and labels and labels[0].ndim == 1:
+            given = torch.stack(labels).to(target.device, non_blocking=True)
+            agree = (given == target.view_as(given)).all(1, keepdim=True)
+            index = torch.where(agree, index, -1)
+        found = index if found is None else torch.where(found < 0, index, found)
+    return None if found is None else found.flatten()
 
 
 def _targets(passes: list[_Pass]) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,14 @@ def write_run(
         table.writerows(suspect._replace(score=round(suspect.score, 6)) for suspect in suspects)
     unfinished.replace(folder / SUSPECTS_FILE)
     unfinished = folder / (HISTORY_FILE + ".unfinished")
-    unfinished.write_text(json.dumps(history, indent=1) + "\n")
+    records = [{name: _plain(value) for name, value in record.items()} for record in history]
+    unfinished.write_text(json.dumps(records, indent=1, allow_nan=False) + "\n")
     unfinished.replace(folder / HISTORY_FILE)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_suspects(folder: Path) -> list[Suspect]:
