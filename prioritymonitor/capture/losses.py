@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_LEAST_WEIGHTED = 1e-5
+"""Unexplained share from which on samples have weights of their own, which differ by 0.3 %."""
+
 _ROUNDINGS = 16.0
 """How many times the rounding of a probability near 1 a residual may be off."""
 
@@ -53,42 +56,44 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
         logits: `[K, B, C]` for K micro-batches, float32 or float64.
         gradient: What reached the logits, `[K, B, C]`, in any floating type.
     """
-    rounding = torch.finfo(gradient.dtype)
+    given_type, own_type = torch.finfo(gradient.dtype), torch.finfo(logits.dtype)
     gradient = gradient.to(logits.dtype)
     log_total = logits.logsumexp(2, keepdim=True)  # on a CPU much faster than softmax
     probability = (logits - log_total).exp()
     lowest, target = gradient.min(2)
     # A sample that is fit to the last bit has no negative entry left; its label is its prediction.
     target = torch.where(lowest < 0, target, logits.argmax(2))
+    label = target.unsqueeze(2)
     # Not one_hot(): it waits for the device, to check the labels.
-    onehot = torch.zeros_like(probability).scatter_(2, target.unsqueeze(2), 1.0)
+    onehot = torch.zeros_like(probability).scatter_(2, label, 1.0)
     residual = probability - onehot
 
-    along = (gradient * residual).sum(2)
-    square = residual.square().sum(2)
-    silent = (gradient == 0).all(2)
-    strength = (along.sum(1) / square.masked_fill(silent, 0).sum(1)).unsqueeze(1)
+    # Everything else follows from three products per sample.
+    products = _Products(gradient, residual)
+    silent = products.energy == 0
+    strength = products.along.sum(1) / products.square.masked_fill(silent, 0).sum(1)
     # A row without any gradient is ignored by the loss, unless it would have rounded to zero.
-    ignored = silent & (strength * residual.abs().amax(2) > rounding.tiny)
-    square = square.masked_fill(ignored, 0)
+    least = max(given_type.tiny, own_type.tiny**0.5)
+    ignored = silent & (strength.unsqueeze(1) * products.square.sqrt() > least)
+    products.square.masked_fill_(ignored, 0)
     counted = (~ignored).to(logits.dtype)
 
-    size, eps = strength.squeeze(1), torch.finfo(logits.dtype).eps
-    misfit = _misfit(gradient, (strength * counted).unsqueeze(2) * residual, size, eps)
-    by_class = _per_class(along, onehot) / _per_class(square, onehot)
+    misfit = products.misfit(strength.unsqueeze(1) * counted, strength)
+    by_class = _per_class(products.along, onehot) / _per_class(products.square, onehot)
     weighted = by_class.nan_to_num(nan=0.0, posinf=0.0).gather(1, target) * counted
-    misfit_weighted = _misfit(gradient, weighted.unsqueeze(2) * residual, size, eps)
-    is_weighted = misfit > max(1e-8, (4 * rounding.eps) ** 2)
+    is_weighted = misfit > max(_LEAST_WEIGHTED, (4 * given_type.eps) ** 2)
     relative = weighted * (counted.sum(1) / weighted.sum(1)).unsqueeze(1)
     weight = torch.where(is_weighted.unsqueeze(1), relative, counted)
-    loss = (log_total - logits.gather(2, target.unsqueeze(2))).squeeze(2)
+    loss = (log_total - logits.gather(2, label)).squeeze(2)
+    finite = products.finite & log_total.sum((1, 2)).isfinite()
     return Observed(
         target=target.flatten(),
         residual=(residual * weight.unsqueeze(2)).flatten(0, 1),
         sample_loss=(loss * weight).flatten(),
-        misfit=torch.where(is_weighted, misfit_weighted, misfit),
+        misfit=torch.where(is_weighted, products.misfit(weighted, strength), misfit),
         in_range=torch.ones_like(is_weighted),
-        **_standing(probability, target, ~ignored, logits, gradient),
+        finite=finite,
+        **_standing(probability, target, ~ignored & finite.unsqueeze(1)),
     )
 
 
@@ -112,9 +117,8 @@ def evaluate_criterion(
         leaf = logits.flatten(0, 1).detach().requires_grad_()
         loss = per_sample(leaf, target.flatten(0, 1))
         (residual,) = torch.autograd.grad(loss.sum(), leaf)
-    gradient, explained = gradient.to(logits.dtype), residual.view_as(logits)
-    strength = (gradient * explained).sum((1, 2)) / explained.square().sum((1, 2))
-    eps = torch.finfo(logits.dtype).eps
+    products = _Products(gradient.to(logits.dtype), residual.view_as(logits))
+    strength = products.along.sum(1) / products.square.sum(1)
     hard = target if target.ndim == 2 and not target.is_floating_point() else target.argmax(2)
     counted = torch.ones_like(hard, dtype=torch.bool)
     if ignore_index is not None:
@@ -122,13 +126,15 @@ def evaluate_criterion(
     inside = (hard >= 0) & (hard < logits.shape[2])
     in_range = (inside | ~counted).all(1)
     hard = torch.where(inside, hard, 0)
+    finite = products.finite & loss.detach().view_as(hard).sum(1).isfinite()
     return Observed(
         target=hard.flatten(),
         residual=residual,
         sample_loss=loss.detach(),
-        misfit=_misfit(gradient, strength[:, None, None] * explained, strength, eps),
+        misfit=products.misfit(strength.unsqueeze(1), strength),
         in_range=in_range,
-        **_standing(logits.softmax(2), hard, counted & inside, logits, gradient),
+        finite=finite,
+        **_standing(logits.softmax(2), hard, counted & inside & finite.unsqueeze(1)),
     )
 
 
@@ -175,34 +181,43 @@ def _per_class(values: Tensor, onehot: Tensor) -> Tensor:
     return torch.bmm(values.unsqueeze(1), onehot).squeeze(1)
 
 
-def _misfit(gradient: Tensor, explained: Tensor, strength: Tensor, eps: float) -> Tensor:
-    """Share of the gradient's energy that is not explained, `[K]`, what rounding did left out.
+class _Products:
+    """Products of the gradient and the residual of each sample, `[K, B]` each.
 
-    Where every sample is fit, the gradient is the rounding of probabilities near 1.
-
-    Args:
-        gradient: `[K, B, C]`.
-        explained: `[K, B, C]`.
-        strength: Size of the gradient of a sample over its residual, `[K]`.
-        eps: Rounding of the numbers, relative to 1.
+    With them, how well a multiple of the residual explains the gradient costs next to nothing.
     """
-    energy = gradient.square().sum((1, 2))
-    unexplained = (gradient - explained).square().sum((1, 2))
-    rounding = gradient[0].numel() * (_ROUNDINGS * eps * strength).square()
-    return ((unexplained - rounding).clamp(min=0) / energy).nan_to_num(nan=0.0)
+
+    def __init__(self, gradient: Tensor, residual: Tensor) -> None:
+        self.energy = gradient.square().sum(2)
+        self.along = (gradient * residual).sum(2)
+        self.square = residual.square().sum(2)
+        self.finite = self.energy.sum(1).isfinite()
+        self._entries = gradient[0].numel()
+        self._eps = torch.finfo(gradient.dtype).eps
+
+    def misfit(self, factor: Tensor, strength: Tensor) -> Tensor:
+        """Share of the gradient's energy that `factor` times the residual does not explain, `[K]`.
+
+        Where every sample is fit, the gradient is the rounding of probabilities near 1; as much as
+        rounding could do is no misfit.
+
+        Args:
+            factor: `[K, B]`.
+            strength: Size of the gradient over the residual, `[K]`.
+        """
+        energy = self.energy.sum(1)
+        unexplained = self.energy - 2 * factor * self.along + factor.square() * self.square
+        rounding = self._entries * (_ROUNDINGS * self._eps * strength).square()
+        return ((unexplained.sum(1) - rounding).clamp(min=0) / energy).nan_to_num(nan=0.0)
 
 
-def _standing(
-    probability: Tensor, target: Tensor, counted: Tensor, logits: Tensor, gradient: Tensor
-) -> dict[str, Any]:
-    """Where each label stands among the classes, and whether the numbers can be used."""
+def _standing(probability: Tensor, target: Tensor, counted: Tensor) -> dict[str, Any]:
+    """Where each label stands among the classes, and whether the sample counts."""
     label = target.unsqueeze(2)
     rival_probability, rival = probability.scatter(2, label, -1.0).max(2)
     own = probability.gather(2, label).squeeze(2)
-    finite = torch.isfinite(logits.sum((1, 2)) + gradient.sum((1, 2)))
     return {
         "margin": (own - rival_probability).flatten(),
         "rival": rival.flatten(),
-        "counted": (counted & finite.unsqueeze(1)).flatten(),
-        "finite": finite,
+        "counted": counted.flatten(),
     }

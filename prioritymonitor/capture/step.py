@@ -26,7 +26,7 @@ from .losses import (
     recognise_cross_entropy,
 )
 
-_MOST_WAITING = 8
+_MOST_WAITING = 16
 """Micro-batches that wait to be observed together."""
 
 _MOST_RECENT = 4
@@ -309,8 +309,6 @@ class StepCapture:
         self.steps += 1
         if self._recorder is not None:
             self._recorder.stepped()
-        if passes:
-            self._observe_waiting()
         batches = tuple(self._observed([forward]) for forward in passes)
         for batch in batches:
             self._on_batch(batch)
