@@ -17,7 +17,8 @@ from .decision import StopRule
 from .errors import PriorityMonitorError
 from .noise import KnownNoise, NoisyCallable
 from .records import Decision, Suspect
-from .watch import Settings, Watch
+from .settings import Settings
+from .watch import Watch
 
 
 class GradientMonitor:

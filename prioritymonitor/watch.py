@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +18,12 @@ from .errors import ArgumentValueError
 from .health import Health
 from .membership import noisy_weight
 from .meter import StepMeter
-from .noise import KnownNoise
 from .path import PriorityPath
 from .records import Batch, Decision, Step, StopReason
 from .reporting.log import Log
 from .reporting.run_folder import write_run
 from .reporting.tensorboard import EventWriter
+from .settings import Settings
 
 _EXTRA_EPOCHS_KEPT = 8
 """Epochs of weights kept beyond the patience, for a peak that moves back when labels are judged
@@ -34,21 +31,6 @@ anew."""
 
 _MOST_RELABELLED = 0.01
 """Share of samples that may show another label than before, until their identity is doubted."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user chose, checked; the fields are the arguments of `GradientMonitor`."""
-
-    criterion: nn.Module | Callable[..., Tensor] | None
-    head: nn.Module | None
-    known_noise: KnownNoise | None
-    every: int
-    stop: StopRule | None
-    keep_best: str | None
-    log_dir: Path | None
-    writer: Any
-    max_tracked: int
 
 
 class Watch:

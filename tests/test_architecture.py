@@ -24,7 +24,8 @@ ALLOWED = {
     "capture.losses": LEAVES,
     "capture.head": {"capture.hooks"},
     "capture.loader": {"capture.hooks"},
-    "capture.step": LEAVES | {"capture.hooks", "capture.losses", "capture.head", "capture.loader"},
+    "capture.passes": LEAVES | {"capture.loader", "capture.losses"},
+    "capture.step": LEAVES | {"capture.hooks", "capture.head", "capture.loader", "capture.passes"},
     "history": LEAVES,
     "averaging": LEAVES,
     "noise": LEAVES,
@@ -35,6 +36,7 @@ ALLOWED = {
     "meter": LEAVES | {"attribution", "statistics"},
     "path": LEAVES | {"history", "membership", "statistics", "decision"},
     "arguments": LEAVES | {"capture.head", "decision"},
+    "settings": {"decision", "noise"},
 }
 COMPOSES = {"watch", "monitor", "__init__"}
 EDGE = ("cli", "demo")

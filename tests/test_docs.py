@@ -103,3 +103,9 @@ def test_the_memory_table_counts_the_epochs_of_weights_that_are_kept():
 def test_links_between_readme_and_docs_lead_somewhere():
     for link in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text()):
         assert (ROOT / link).is_file(), link
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES.glob("*.md")], ids=lambda p: p.name)
+def test_no_figure_is_left_open(page):
+    left = set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", page.read_text()))
+    assert left <= {"RUN_DIR", "PRIORITYMONITOR_DATA"}

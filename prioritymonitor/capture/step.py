@@ -7,8 +7,8 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,8 @@ from torch.optim import Optimizer
 from ..records import Batch, Step, Update
 from .head import HeadWatch
 from .hooks import Hook, ModuleHook
-from .loader import HandedOut, LoaderRecorder, Piece
-from .losses import (
-    Observed,
-    evaluate_criterion,
-    ignored_label,
-    per_sample_loss,
-    recognise_cross_entropy,
-)
+from .loader import HandedOut, LoaderRecorder
+from .passes import Observer, Pass, flat, plain
 
 _MOST_WAITING = 16
 """Micro-batches that wait to be observed together."""
@@ -34,32 +28,6 @@ _MOST_RECENT = 4
 
 _MOST_IN_STEP = 512
 """Micro-batches kept for one optimizer step; a loop that never steps must not fill the memory."""
-
-
-@dataclass
-class _Pass:
-    """A forward pass, and what its backward pass added to it."""
-
-    logits: Tensor
-    features: Tensor | None
-    handed_out: HandedOut | None
-    inputs: Any
-    target: Tensor | None = None
-    gradient: Tensor | None = None
-    seen_before: int = 0
-    """How many samples of the same batch had gone through the model before these."""
-    pieces: tuple[Piece, ...] = ()
-    """Which samples they are: one piece, or two of which the labels tell the right one."""
-    backward: int = -1
-    """Which backward pass brought the gradient."""
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Passes of one kind can be observed together."""
-        target = None if self.target is None else (self.target.shape, self.target.dtype)
-        assert self.gradient is not None
-        pieces = tuple((piece.is_whole, piece.labels is None) for piece in self.pieces)
-        return self.logits.shape, self.gradient.dtype, target, pieces
 
 
 class StepCapture:
@@ -104,14 +72,14 @@ class StepCapture:
         self._on_batch = on_batch
         self._on_step = on_step
         self._on_error = on_error
-        self._ignore_index = ignored_label(criterion)
-        self._per_sample = per_sample_loss(criterion) if criterion is not None else None
+        self._observe = Observer(criterion)
+        self._needs_labels = criterion is not None
         self._hooks_criterion = isinstance(criterion, nn.Module)
         self._most_waiting = 1 if one_by_one else _MOST_WAITING
         self._is_on = True
-        self._recent: deque[tuple[weakref.ref[Tensor], _Pass]] = deque(maxlen=_MOST_RECENT)
-        self._waiting: list[_Pass] = []
-        self._of_step: list[_Pass] = []
+        self._recent: deque[tuple[weakref.ref[Tensor], Pass]] = deque(maxlen=_MOST_RECENT)
+        self._waiting: list[Pass] = []
+        self._of_step: list[Pass] = []
         self._before: tuple[Tensor, Tensor | None] | None = None
         self._in_step: list[HandedOut] | None = None
 
@@ -153,7 +121,7 @@ class StepCapture:
         # Held until the gradient arrives, and longer if observed together: only what is needed.
         features = features if self._is_measured(self.steps) else None
         handed_out = self._handed_out()
-        forward = _Pass(_plain(logits), features, handed_out, inputs)
+        forward = Pass(plain(logits), features, handed_out, inputs)
         if handed_out is not None:
             forward.seen_before = handed_out.seen
             handed_out.seen += len(logits)
@@ -173,10 +141,10 @@ class StepCapture:
         if not logits.requires_grad:
             return
         forward = self._pass_of(logits)
-        forward.logits, forward.target = _plain(logits), target.detach()
+        forward.logits, forward.target = plain(logits), target.detach()
         self._await_gradient(logits, forward)
 
-    def _pass_of(self, logits: Tensor) -> _Pass:
+    def _pass_of(self, logits: Tensor) -> Pass:
         """The forward pass that gave these logits; one without features if none is known to."""
         alive = [(given(), forward) for given, forward in reversed(self._recent)]
         known = [(given, forward) for given, forward in alive if given is not None]
@@ -186,18 +154,18 @@ class StepCapture:
         for given, forward in known:  # a copy, in another precision or shape
             if given.numel() == logits.numel():
                 return replace(forward)
-        return _Pass(logits, None, self._handed_out(), None)
+        return Pass(logits, None, self._handed_out(), None)
 
-    def _await_gradient(self, logits: Tensor, forward: _Pass) -> None:
+    def _await_gradient(self, logits: Tensor, forward: Pass) -> None:
         def arrived(gradient: Tensor) -> None:
             self._trained_on(forward, gradient.detach())
 
         logits.register_hook(Hook(arrived, self._on_error))  # type: ignore[no-untyped-call]
 
-    def _trained_on(self, forward: _Pass, gradient: Tensor) -> None:
+    def _trained_on(self, forward: Pass, gradient: Tensor) -> None:
         if not self._is_on:
             return
-        forward.logits = _flat(forward.logits)
+        forward.logits = flat(forward.logits)
         forward.gradient = gradient.reshape(forward.logits.shape)
         forward.backward = torch._C._current_graph_task_id()
         if forward.handed_out is not None:
@@ -232,7 +200,7 @@ class StepCapture:
         self._waiting += undone
         self._of_step = [forward for forward in self._of_step if forward.backward == backward]
 
-    def _identify(self, forward: _Pass, handed_out: HandedOut) -> None:
+    def _identify(self, forward: Pass, handed_out: HandedOut) -> None:
         """Find out which samples of what the loader gave these are.
 
         Pieces of a batch come in the order in which they went through the model, or in that of
@@ -246,7 +214,7 @@ class StepCapture:
         }
         forward.pieces = tuple(pieces.values())
         handed_out.used = min(handed_out.used + count, handed_out.size or 0)
-        if self._per_sample is not None and forward.target is None and pieces:
+        if self._needs_labels and forward.target is None and pieces:
             forward.target = forward.pieces[0].labels
 
     # Observation
@@ -263,28 +231,7 @@ class StepCapture:
         for _, alike in itertools.groupby(waiting, key=lambda forward: forward.kind):
             passes = list(alike)
             for start in range(0, len(passes), self._most_waiting):
-                self._on_batch(self._observed(passes[start : start + self._most_waiting]))
-
-    def _observed(self, passes: list[_Pass]) -> Batch:
-        # Autocast would round our products to half precision where the loop runs inside it.
-        device = passes[0].logits.device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            logits = torch.stack([forward.logits for forward in passes])
-            gradient = torch.stack([cast(Tensor, forward.gradient) for forward in passes])
-            if self._per_sample is None:
-                observed = recognise_cross_entropy(logits, gradient)
-            else:
-                target = torch.stack(_targets(passes)).to(device)
-                observed = evaluate_criterion(
-                    self._per_sample, self._ignore_index, logits, target, gradient
-                )
-        alone = passes[0] if len(passes) == 1 else None
-        return Batch(
-            **{field.name: getattr(observed, field.name) for field in fields(Observed)},
-            features=alone.features if alone is not None else None,
-            index=_positions(passes, observed.target),
-            inputs=alone.inputs if alone is not None else None,
-        )
+                self._on_batch(self._observe(passes[start : start + self._most_waiting]))
 
     # Optimizer step
 
@@ -309,7 +256,7 @@ class StepCapture:
         self.steps += 1
         if self._recorder is not None:
             self._recorder.stepped()
-        batches = tuple(self._observed([forward]) for forward in passes)
+        batches = tuple(self._observe([forward]) for forward in passes)
         for batch in batches:
             self._on_batch(batch)
         update = self._head_update() if batches else None
@@ -324,51 +271,3 @@ class StepCapture:
             (head.weight.detach() - weight).flatten(1),
             None if bias is None or head.bias is None else head.bias.detach() - bias,
         )
-
-
-def _positions(passes: list[_Pass], target: Tensor) -> Tensor | None:
-    """Positions `[B]` in the data set; −1 for the samples of a pass whose labels are others.
-
-    A pass with fewer samples than the loader gave may be a piece of the batch, or what the loop
-    picked out of it; only in the first case the labels agree.
-    """
-    found: Tensor | None = None
-    for pieces in zip(*(forward.pieces for forward in passes), strict=True):
-        known = [piece.index for piece in pieces if piece.index is not None]
-        labels = [piece.labels for piece in pieces if piece.labels is not None]
-        if not known:
-            return None
-        index = torch.stack(known).to(target.device, non_blocking=True)
-        if not pieces[0].is_whole and labels and labels[0].ndim == 1:
-            given = torch.stack(labels).to(target.device, non_blocking=True)
-            agree = (given == target.view_as(given)).all(1, keepdim=True)
-            index = torch.where(agree, index, -1)
-        found = index if found is None else torch.where(found < 0, index, found)
-    return None if found is None else found.flatten()
-
-
-def _targets(passes: list[_Pass]) -> list[Tensor]:
-    targets = [forward.target for forward in passes if forward.target is not None]
-    if len(targets) < len(passes):
-        raise ValueError(
-            "no labels were found in the batches of train_loader; pass the criterion as an "
-            "nn.Module, so that its call shows them"
-        )
-    return targets
-
-
-def _plain(logits: Tensor) -> Tensor:
-    """A private copy in full precision; the user may go on to change the logits in place."""
-    logits = logits.detach()
-    return logits.clone() if logits.dtype == torch.float64 else logits.to(torch.float32, copy=True)
-
-
-def _flat(logits: Tensor) -> Tensor:
-    """`[B, C]` from logits with trailing dimensions of size one."""
-    flat = logits.flatten(1) if logits.ndim > 1 else logits
-    if flat.ndim != 2 or logits.shape[1] != flat.shape[1] or flat.shape[1] < 2:
-        raise ValueError(
-            f"got logits of shape {list(logits.shape)}; one row of at least two class scores per "
-            "sample, [batch, classes], can be measured"
-        )
-    return flat
