@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -78,6 +78,21 @@ class Observer:
             index=_positions(passes, observed.target),
             inputs=alone.inputs if alone is not None else None,
         )
+
+
+def last(batch: Batch, passes: list[Pass]) -> Batch:
+    """The part of a batch that comes from the passes observed last, with their features."""
+    count, rows = len(passes), sum(len(one.logits) for one in passes)
+    by_pass = {"finite", "in_range", "misfit"}
+    parts = {}
+    for field in fields(Batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            parts[field.name] = value[-count if field.name in by_pass else -rows :]
+    features = [one.features for one in passes if one.features is not None]
+    if len(features) == count:
+        parts["features"] = torch.cat(features)
+    return replace(batch, **parts)
 
 
 def _positions(passes: list[Pass], target: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ from ..records import Batch, Step, Update
 from .head import HeadWatch
 from .hooks import Hook, ModuleHook
 from .loader import HandedOut, LoaderRecorder
-from .passes import Observer, Pass, flat, plain
+from .passes import Observer, Pass, flat, last, plain
 
 _MOST_WAITING = 16
 """Micro-batches that wait to be observed together."""
@@ -233,6 +233,20 @@ class StepCapture:
             for start in range(0, len(passes), self._most_waiting):
                 self._on_batch(self._observe(passes[start : start + self._most_waiting]))
 
+    def _observe_step(self, passes: list[Pass]) -> list[Batch]:
+        """The batches of a measured step; what waits is observed with them where it is alike."""
+        kind = passes[0].kind
+        waiting = [forward for forward in self._waiting if forward.kind == kind]
+        if self._most_waiting > 1 and all(forward.kind == kind for forward in passes):
+            self._waiting = [forward for forward in self._waiting if forward.kind != kind]
+            batch = self._observe(waiting + passes)
+            self._on_batch(batch)
+            return [last(batch, passes)]
+        batches = [self._observe([forward]) for forward in passes]
+        for batch in batches:
+            self._on_batch(batch)
+        return batches
+
     # Optimizer step
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -256,9 +270,7 @@ class StepCapture:
         self.steps += 1
         if self._recorder is not None:
             self._recorder.stepped()
-        batches = tuple(self._observe([forward]) for forward in passes)
-        for batch in batches:
-            self._on_batch(batch)
+        batches = tuple(self._observe_step(passes)) if passes else ()
         update = self._head_update() if batches else None
         self._on_step(Step(batches, update))
 
