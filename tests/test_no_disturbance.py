@@ -200,12 +200,15 @@ def attached():
 def test_a_deep_copy_of_the_model_is_not_watched(attached):
     model, _, loader, monitor = attached
     twin = copy.deepcopy(model)
-    steps_before = monitor.latest
+    capture = monitor._watch.capture
+    seen = len(capture._waiting) + len(capture._of_step)
     x, y, _ = next(iter(loader))
     optimizer = torch.optim.SGD(twin.parameters(), 0.1)
     F.cross_entropy(twin(x), y).backward()
     optimizer.step()
-    assert monitor.latest == steps_before
+    assert len(capture._waiting) + len(capture._of_step) == seen
+    F.cross_entropy(model(x), y).backward()
+    assert len(capture._waiting) + len(capture._of_step) == seen + 1  # this would be noticed
 
 
 def test_an_averaged_model_can_be_made_while_attached(attached):
