@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -53,8 +56,15 @@ def show_files(folder: Path, picture: Path) -> None:
     print(f"\nPicture:   {picture}")
     print(f"Suspects:  {folder / SUSPECTS_FILE}")
     print(f"Epochs:    {folder / HISTORY_FILE}")
-    print(f"\nOpen TensorBoard:   tensorboard --logdir {quoted}")
-    print(f"List the suspects:  prioritymonitor suspects {quoted}")
+    print(f"\nOpen TensorBoard:   {_program('tensorboard')} --logdir {quoted}")
+    print(f"List the suspects:  {_program('prioritymonitor')} suspects {quoted}")
+
+
+def _program(name: str) -> str:
+    """How to call a program: by its name, or by its path if the environment is not activated."""
+    if shutil.which(name):
+        return name
+    return shlex.quote(os.path.relpath(Path(sys.executable).parent / name))
 
 
 def _percent(share: float) -> str:
