@@ -121,7 +121,7 @@ class GradientMonitor:
         )
         # Runs when nobody refers to the monitor any more, and at the exit of the process. The hooks
         # refer to the watch only, so a notebook cell that is run again lets go of the old monitor.
-        self._closer = weakref.finalize(self, self._watch.close)
+        self._closer = weakref.finalize(self, _close, self._watch, os.getpid())
 
     @property
     def should_stop(self) -> bool:
@@ -240,3 +240,10 @@ class GradientMonitor:
             f"every={self._watch.settings.every}, steps={capture.steps}, "
             f"epochs={self._watch.epoch}, {self.decision.message!r})"
         )
+
+
+def _close(watch: Watch, process: int) -> None:
+    # A forked worker of a loader has copies of everything, and must neither write to our files nor
+    # wait for threads that it has not.
+    if os.getpid() == process:
+        watch.close()

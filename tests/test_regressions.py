@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import math
+import os
 import pickle
 import weakref
 
@@ -262,6 +263,22 @@ def test_a_monitor_that_nobody_keeps_closes_itself(tmp_path):
     assert not model._forward_hooks
     assert "_get_iterator" not in vars(loader)
     assert len(json.loads((tmp_path / "history.json").read_text())) == 1
+
+
+def test_a_forked_process_leaves_the_monitor_of_its_parent_alone(tmp_path):
+    """A loader's worker that collects garbage once waited for ever for a writer's thread."""
+    model, optimizer, loader, monitor = setup(log_dir=tmp_path)
+    for x, y, _ in loader:
+        step(model, optimizer, x, y)
+    assert monitor.latest
+    child = os.fork()
+    if child == 0:
+        monitor.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not (tmp_path / "history.json").exists()
+    monitor.close()
+    assert (tmp_path / "history.json").exists()
 
 
 def test_a_state_saved_after_the_last_batch_ends_the_epoch_first():
