@@ -281,6 +281,20 @@ def test_a_forked_process_leaves_the_monitor_of_its_parent_alone(tmp_path):
     assert (tmp_path / "history.json").exists()
 
 
+def test_a_loader_is_let_go_by_its_last_reference():
+    """Left to the garbage collector, a loader with persistent workers took ten seconds to end."""
+    model, optimizer, loader, monitor = setup()
+    for x, y, _ in loader:
+        step(model, optimizer, x, y)
+    alive = weakref.ref(loader)
+    gc.disable()
+    try:
+        del loader, monitor
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 def test_a_state_saved_after_the_last_batch_ends_the_epoch_first():
     model, optimizer, loader, monitor = setup()
     state = None

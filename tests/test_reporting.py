@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -174,6 +175,7 @@ def test_resuming_hides_what_the_interrupted_run_wrote_later(tmp_path):
     state = monitor.state_dict()
     monitor.close()
     train(4, log_dir=tmp_path / "later").close()
+    time.sleep(1.1)  # TensorBoard orders the files of a run by the second in their names
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     loader = make_loader(make_data(torch.float32), batch_size=10, shuffle=True)

@@ -172,13 +172,19 @@ class LoaderRecorder:
         self._on_epoch_end()
 
     def close(self) -> None:
-        """Leave the loader as it was found."""
-        shadow = self.loader.__dict__["_get_iterator"]
+        """Leave the loader as it was found, and let go of it.
+
+        Its workers end promptly only if the loader is freed by its last reference, not by the
+        garbage collector, which would find it in our circles.
+        """
+        loader, self.current = self.loader, None
+        del self.loader
+        shadow = loader.__dict__["_get_iterator"]
         shadow.recorders.remove(self)
         if shadow.recorders:  # another monitor still watches this loader
             return
-        del self.loader.__dict__["_get_iterator"]
-        iterator = self.loader._iterator  # kept by a loader with persistent workers
+        del loader.__dict__["_get_iterator"]
+        iterator = loader._iterator  # kept by a loader with persistent workers
         if iterator is not None and isinstance(iterator._index_sampler, _RecordingSampler):
             iterator._index_sampler = iterator._index_sampler.sampler
             iterator.__class__ = type(iterator).__mro__[1]
