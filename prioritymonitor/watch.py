@@ -111,8 +111,7 @@ class Watch:
     # Batches and steps
 
     def _batch_trained(self, batch: Batch) -> None:
-        for problem in self._health.add(batch):
-            self.log.once(problem)
+        self.log.once(*self._health.add(batch))
         if batch.index is not None:
             self._steps_untraced = 0
         if self.path is not None and batch.index is not None:
@@ -122,8 +121,7 @@ class Watch:
     def _step_made(self, step: Step) -> None:
         self._steps_untraced += 1
         if step.batches:
-            for problem in self._health.add_first_step(step.batches[0]):
-                self.log.once(problem)
+            self.log.once(*self._health.add_first_step(step.batches[0]))
             known = self.settings.known_noise
             weight = [self._noisy_weight(batch) for batch in step.batches]
             true_label = [
@@ -167,8 +165,7 @@ class Watch:
         self.capture.observe()
         self.report_steps()
         self.epoch += 1
-        for problem in self._health.end_epoch(self.epoch):
-            self.log.once(problem)
+        self.log.once(*self._health.end_epoch(self.epoch))
         if self._recorder is not None and self._recorder.no_identity is not None:
             self._lose_identity(self._recorder.no_identity)
         record: dict[str, Any] = {"epoch": self.epoch, "step": self.capture.steps}

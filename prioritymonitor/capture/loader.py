@@ -9,9 +9,7 @@ pairs them.
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,64 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from .batches import HandedOut, Turn
 from .hooks import Hook
 
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-
-
-class Turn:
-    """One pass over the loader."""
-
-    def __init__(self) -> None:
-        self.drawn: deque[Any] = deque()
-        """Indices that were drawn and whose batch was not handed out yet."""
-        self.handed_out = 0
-        """Number of batches handed out."""
-
-
-@dataclass(eq=False)
-class HandedOut:
-    """A batch that the loader gave to the training loop."""
-
-    turn: Turn
-    index: Tensor | None
-    """Positions in the data set, int64 `[B]` on the CPU."""
-    labels: Tensor | None
-    """What looks like the labels of the batch: its second element, or its `labels` entry."""
-    seen: int = 0
-    """How many of its samples went through the model, for a loop that cuts a batch in pieces."""
-    used: int = 0
-    """How many of its samples were trained on already."""
-
-    @property
-    def size(self) -> int | None:
-        """Number of samples; None if it can't be told."""
-        known = self.index if self.index is not None else self.labels
-        return len(known) if known is not None else None
-
-    def piece(self, count: int, start: int) -> Piece | None:
-        """The `count` samples from `start` on, or all of them; None if there are not so many."""
-        start = 0 if count == self.size else start
-        stop = start + count
-        if self.size is None or stop > self.size:
-            return None
-        return Piece(
-            start,
-            count == self.size,
-            None if self.index is None else self.index[start:stop],
-            None if self.labels is None or len(self.labels) < stop else self.labels[start:stop],
-        )
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive samples of a batch."""
-
-    start: int
-    is_whole: bool
-    """True for all samples of the batch."""
-    index: Tensor | None
-    labels: Tensor | None
 
 
 class LoaderRecorder:

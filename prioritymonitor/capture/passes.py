@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..records import Batch
-from .loader import HandedOut, Piece
+from .batches import HandedOut, Piece
 from .losses import (
     Observed,
     evaluate_criterion,

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..records import Batch, Step, Update
+from .batches import HandedOut
 from .head import HeadWatch
 from .hooks import Hook, ModuleHook
-from .loader import HandedOut, LoaderRecorder
+from .loader import LoaderRecorder
 from .passes import Observer, Pass, flat, last, plain
 
 _MOST_WAITING = 16

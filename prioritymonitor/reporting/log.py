@@ -33,8 +33,9 @@ class Log:
         """The advice to stop. A warning, so that a script without logging set up shows it too."""
         _LOGGER.warning("stop after epoch %d: %s", decision.epoch, decision.message)
 
-    def once(self, message: str) -> None:
-        """A problem, said the first time only."""
-        if message not in self._said:
-            self._said.add(message)
-            _LOGGER.warning(message)
+    def once(self, *messages: str) -> None:
+        """Problems, each said the first time only."""
+        for message in messages:
+            if message not in self._said:
+                self._said.add(message)
+                _LOGGER.warning(message)
