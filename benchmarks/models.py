@@ -17,12 +17,14 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def small_cnn() -> nn.Sequential:
-    """Three convolutions with batch normalisation, for 32×32 colour images and ten classes."""
+def small_cnn(batch_norm: bool = True, channels: int = 3) -> nn.Sequential:
+    """Three convolutions, for images of some 32×32 pixels and ten classes."""
     blocks: list[nn.Module] = []
-    for inputs, outputs in pairwise((3, 32, 64, 128)):
-        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        blocks += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+    for inputs, outputs in pairwise((channels, 32, 64, 128)):
+        blocks.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm))
+        if batch_norm:
+            blocks.append(nn.BatchNorm2d(outputs))
+        blocks += [nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
 
 

@@ -25,9 +25,12 @@ def check_model_and_optimizer(model: Any, optimizer: Any) -> Optimizer:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"got model of type {_name(model)}; pass a torch.nn.Module")
-    inner = getattr(optimizer, "optimizer", None)
-    if isinstance(inner, Optimizer):  # a wrapper such as accelerate's, which has no step hooks
-        optimizer = inner
+    # A wrapper such as accelerate's has no step hooks. That of Opacus steps the one inside only if
+    # parameters change, while the gradients of the samples are still there.
+    for name in ("optimizer", "original_optimizer"):
+        inner = getattr(optimizer, name, None)
+        if isinstance(inner, Optimizer):
+            optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise ArgumentTypeError(
             f"got optimizer of type {_name(optimizer)}; pass a torch.optim.Optimizer"
@@ -66,28 +69,40 @@ def check_loader(loader: Any) -> None:
         )
 
 
-def check_choices(
-    scope: Any, engine: Any, every: Any, stop: Any, keep_best: Any, max_tracked: Any
-) -> None:
+def check_choices(scope: Any, engine: Any, stop: Any, keep_best: Any, max_tracked: Any) -> None:
     """Raises unless every option has a value that exists."""
     if scope not in ("head", "all"):
-        raise ArgumentValueError(f'got scope={scope!r}; use "head"')
+        raise ArgumentValueError(f'got scope={scope!r}; use "head" or "all"')
     if engine not in ("auto", "closed_form", "func", "opacus"):
-        raise ArgumentValueError(f'got engine={engine!r}; use "auto"')
-    if scope == "all" or engine != "auto":
         raise ArgumentValueError(
-            f"got scope={scope!r} and engine={engine!r}; this version measures at the head only, "
-            'use scope="head" and engine="auto"'
+            f'got engine={engine!r}; use "auto", "closed_form", "func" or "opacus"'
         )
-    for name, value in (("every", every), ("max_tracked", max_tracked)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ArgumentTypeError(f"got {name}={value!r}; pass a whole number")
-        if value < 1:
-            raise ArgumentValueError(f"got {name}={value}; it must be at least 1")
+    if scope == "head" and engine != "auto":
+        raise ArgumentValueError(
+            f'got engine={engine!r} and scope="head", which needs none; use scope="all"'
+        )
+    if not isinstance(max_tracked, int) or isinstance(max_tracked, bool):
+        raise ArgumentTypeError(f"got max_tracked={max_tracked!r}; pass a whole number")
+    if max_tracked < 1:
+        raise ArgumentValueError(f"got max_tracked={max_tracked}; it must be at least 1")
     if stop is not None and not isinstance(stop, StopRule):
         raise ArgumentTypeError(f"got stop of type {_name(stop)}; pass a StopRule, or None")
     if keep_best not in ("averaged", "last", None):
         raise ArgumentValueError(f'got keep_best={keep_best!r}; use "averaged", "last" or None')
+
+
+def check_pace(every: Any, budget: Any) -> None:
+    """Raises unless they say which steps to measure."""
+    if isinstance(every, str) and every != "auto":
+        raise ArgumentValueError(f'got every={every!r}; use "auto" or a whole number')
+    if every != "auto" and (not isinstance(every, int) or isinstance(every, bool)):
+        raise ArgumentTypeError(f'got every={every!r}; pass a whole number or "auto"')
+    if isinstance(every, int) and every < 1:
+        raise ArgumentValueError(f"got every={every}; it must be at least 1")
+    if not isinstance(budget, (int, float)) or isinstance(budget, bool):
+        raise ArgumentTypeError(f"got budget={budget!r}; pass a share of the time such as 0.02")
+    if not 0 < budget < 1:
+        raise ArgumentValueError(f"got budget={budget}; use a share of the time above 0, below 1")
 
 
 def check_criterion(criterion: Any, loader: Any) -> None:

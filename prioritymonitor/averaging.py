@@ -66,7 +66,7 @@ class WeightKeeper:
         horizon = max(AVERAGED_EPOCHS * self._expected_steps, 1.0)
         warm_up = (1 + self._steps) / (10 + self._steps)
         decay = min(1 - 1 / horizon, warm_up) ** behind
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(decay)
         for averages, currents in self._pairs:
             if averages[0].dtype != currents[0].dtype:
                 currents = [current.to(averages[0].dtype) for current in currents]

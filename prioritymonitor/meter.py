@@ -8,20 +8,36 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .attribution import contributions, feature_products, group_moments, segment_moments
-from .records import GroupMoments, SegmentMoments, Step
-from .statistics import group_statistics, segment_statistics
+from .attribution import (
+    contributions,
+    dense_gradient_products,
+    feature_products,
+    gradient_products,
+    group_moments,
+    joined,
+    segment_moments,
+)
+from .blocks import all_moments, block_products
+from .records import GroupMoments, Labels, SegmentMoments, Step
+from .statistics import block_statistics, group_statistics, segment_statistics
 
 MOST_CLASSES = 20
 """Above this many classes the values per class are left out of the scalars."""
 
+MOST_BLOCKS = 20
+"""Above this many blocks of the model the values per block are left out of the scalars."""
+
 _MOST_WAITING = 64
 """Measured steps that wait on the device at most, before the host reads them."""
+
+Layout = tuple[tuple[str, torch.Size], ...]
+"""Names and shapes of moments that are laid side by side."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +50,15 @@ class StepScalars:
 
 
 class StepMeter:
-    """Measures steps without waiting for the device."""
+    """Measures steps without waiting for the device.
 
-    def __init__(self) -> None:
-        self._waiting: list[tuple[int, float, Tensor]] = []
+    Args:
+        overhead: Gives the share of wall time spent in the monitor since it was last called.
+    """
+
+    def __init__(self, overhead: Callable[[], float]) -> None:
+        self._overhead = overhead
+        self._waiting: list[tuple[int, float, Tensor, Layout]] = []
 
     def measure(self, number: int, step: Step, noisy_weight: Tensor, true_label: Tensor) -> None:
         """Measure a step.
@@ -50,8 +71,8 @@ class StepMeter:
         """
         # Autocast would round the products to half precision where the loop runs inside it.
         with torch.no_grad(), torch.autocast(noisy_weight.device.type, enabled=False):
-            moments = _moments(step, noisy_weight, true_label)
-        self._waiting.append((number, time.time(), moments))
+            row, layout = _packed(_moments(step, noisy_weight, true_label))
+        self._waiting.append((number, time.time(), row, layout))
 
     @property
     def is_full(self) -> bool:
@@ -62,46 +83,101 @@ class StepMeter:
         """All that waits, by one transfer for each run of steps with the same kind of moments."""
         waiting, self._waiting = self._waiting, []
         scalars: list[StepScalars] = []
-        for _, alike in itertools.groupby(waiting, key=lambda entry: entry[2].shape):
-            numbers, times, moments = zip(*alike, strict=True)
-            rows = _scalars(torch.stack(moments).cpu().double())
-            scalars += map(StepScalars, numbers, times, rows)
+        for layout, alike in itertools.groupby(waiting, key=lambda entry: entry[3]):
+            numbers, times, rows, _ = zip(*alike, strict=True)
+            moments = _unpacked(torch.stack(rows).cpu().double(), layout)
+            scalars += map(StepScalars, numbers, times, _scalars(moments))
+        if scalars:
+            scalars[-1].values["overhead_fraction"] = self._overhead()
         return scalars
 
 
-def _moments(step: Step, noisy_weight: Tensor, true_label: Tensor) -> Tensor:
-    """Everything that the statistics need, in one row; `_scalars` takes it apart."""
+def _moments(step: Step, noisy_weight: Tensor, true_label: Tensor) -> dict[str, Tensor]:
+    """Everything that the statistics need; `_scalars` makes them of it."""
     batches = step.batches
     loss = torch.cat([batch.sample_loss for batch in batches])
     counted = torch.cat([batch.counted for batch in batches])
     finite = torch.cat([batch.finite for batch in batches]).all()
-    parts = [loss.sum(), counted.sum(), torch.where(finite, 0.0, torch.nan)]
+    moments = {
+        "loss": loss.sum(),
+        "count": counted.sum().to(loss.dtype),
+        "broken": torch.where(finite, 0.0, torch.nan),
+    }
+    moments |= _head_moments(step, noisy_weight, true_label, counted)
+    return moments | _all_moments(step, counted)
+
+
+def _head_moments(
+    step: Step, noisy_weight: Tensor, true_label: Tensor, counted: Tensor
+) -> dict[str, Tensor]:
+    batches = step.batches
     features = [batch.features for batch in batches if batch.features is not None]
-    if step.update is not None and len(features) == len(batches):
-        residual = torch.cat([batch.residual for batch in batches])
+    if step.update is None or len(features) < len(batches):
+        return {}
+    residual = joined([batch.residual for batch in batches])
+    rows = joined(features).to(residual.dtype)
+    weight = noisy_weight.to(residual.dtype)
+    has_bias, moments = step.update.bias is not None, {}
+    is_one = all(batch.labels is Labels.ONE for batch in batches)
+    products = feature_products(rows, has_bias) if is_one else None
+    if products is not None:
         target = torch.cat([batch.target for batch in batches])
-        rows = torch.cat(features).to(residual.dtype)
-        weight = noisy_weight.to(residual.dtype)
-        products = feature_products(rows, step.update.bias is not None)
-        group = group_moments(residual, products, weight, counted)
         segment = segment_moments(residual, products, weight, target, true_label)
-        parts += [contributions(residual, rows, weight, step.update)]
-        parts += [group.sums, group.diagonal, segment.sums, segment.diagonal]
-    return torch.cat([part.reshape(-1).to(loss.dtype) for part in parts])
+        moments = {"segment_sums": segment.sums, "segment_diagonal": segment.diagonal}
+    if step.gradients is None:
+        if products is not None:
+            gram = gradient_products(residual, products)
+        else:
+            gram = dense_gradient_products(residual, rows, has_bias)
+        group = group_moments(gram, weight, counted)
+        moments |= {"sums": group.sums, "diagonal": group.diagonal}
+        moments["contributions"] = contributions(residual, rows, weight, step.update)
+    return moments
 
 
-def _scalars(rows: Tensor) -> list[dict[str, float]]:
+def _all_moments(step: Step, counted: Tensor) -> dict[str, Tensor]:
+    if step.gradients is None or step.changes is None:
+        return {}
+    blocks, products = block_products(step.gradients, step.changes)
+    group = all_moments(step.gradients, products, counted.sum())
+    return {
+        "sums": group.sums,
+        "diagonal": group.diagonal,
+        "contributions": -products.sum(0)[:, 2],
+        "coverage": torch.full_like(group.sums[0, 0], step.gradients.coverage),
+        **{f"block/{name}": product[:, :2] for name, product in zip(blocks, products, strict=True)},
+    }
+
+
+def _packed(moments: dict[str, Tensor]) -> tuple[Tensor, Layout]:
+    row = torch.cat([moment.reshape(-1) for moment in moments.values()])
+    return row, tuple((name, moment.shape) for name, moment in moments.items())
+
+
+def _unpacked(rows: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Moments of S steps, `[S, …]` each, from their rows."""
+    parts = rows.split([shape.numel() for _, shape in layout], dim=1)
+    return {
+        name: part.reshape(len(rows), *shape)
+        for (name, shape), part in zip(layout, parts, strict=True)
+    }
+
+
+def _scalars(moments: dict[str, Tensor]) -> list[dict[str, float]]:
     """Statistics of S steps from their moments, `[S, …]`."""
-    loss, count, broken = rows[:, :3].unbind(1)
-    rest = rows[:, 3:]
-    named = {"train_loss": loss / count}
-    if rest.shape[1]:
-        steps, classes = len(rows), (rest.shape[1] - 10) // 4
-        sums, diagonal = rest[:, 2:10].view(steps, 2, 2, 2).unbind(1)
-        segments = rest[:, 10:].view(steps, 2, 2, classes).unbind(1)
-        named |= group_statistics(GroupMoments(sums, diagonal, count))
-        named["contribution_clean"], named["contribution_noisy"] = (rest[:, :2].T / count).unbind(0)
-        named |= segment_statistics(SegmentMoments(*segments))
+    count, broken = moments["count"], moments["broken"]
+    named = {"train_loss": moments["loss"] / count}
+    if "sums" in moments:
+        named |= group_statistics(GroupMoments(moments["sums"], moments["diagonal"], count))
+        clean, noisy = (moments["contributions"].T / count).unbind(0)
+        named |= {"contribution_clean": clean, "contribution_noisy": noisy}
+    if "segment_sums" in moments:
+        segments = SegmentMoments(moments["segment_sums"], moments["segment_diagonal"])
+        named |= segment_statistics(segments)
+    blocks = {name: value for name, value in moments.items() if name.startswith("block/")}
+    if 1 < len(blocks) <= MOST_BLOCKS:
+        for name, products in blocks.items():
+            named |= block_statistics(products, "/" + name.removeprefix("block/"))
     columns = {}
     for name, values in named.items():
         if values.ndim == 1:
@@ -110,5 +186,7 @@ def _scalars(rows: Tensor) -> list[dict[str, float]]:
             stem = name.replace("_by_class", "")
             by_class = (values + broken.unsqueeze(1)).unbind(1)
             columns |= {f"{stem}/{label}": value for label, value in enumerate(by_class)}
+    if "coverage" in moments:
+        columns["coverage"] = moments["coverage"]
     table = torch.stack(list(columns.values()), dim=1).tolist()
     return [dict(zip(columns, row, strict=True)) for row in table]

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from . import arguments
+from .capture.engines import check_model
 from .decision import StopRule
 from .errors import PriorityMonitorError
 from .noise import KnownNoise, NoisyCallable
@@ -47,7 +48,8 @@ class GradientMonitor:
             and no suspects.
         criterion: The loss as an `nn.Module` that the loop calls, or a function of (logits,
             targets). None: a cross-entropy loss on the model's logits is recognised by itself.
-            Pass it for label smoothing and for any other loss.
+            Pass it for label smoothing and for any other loss: `BCEWithLogitsLoss`, `NLLLoss`,
+            `MSELoss` and whatever is a sum over samples, or over pixels or tokens.
         head: The last linear layer, whose output is the logits. None: found on the first forward
             pass.
         noisy: Known wrong labels, for experiments: bool `[n]`, one flag per sample of
@@ -57,7 +59,11 @@ class GradientMonitor:
         scope: Which parameters the step statistics cover: `"head"`.
         engine: How per-sample gradients are obtained: `"auto"`.
         every: Step statistics are measured in each `every`-th optimizer step, at least 1. Losses
-            and margins are kept in every step.
+            and margins are kept in every step. `"auto"`: as often as `budget` allows, in each to
+            each 256th step, decided anew at fixed steps and alike on all ranks of a process group.
+        budget: With `every="auto"`, the largest share of wall time that may be spent inside the
+            monitor, in (0, 1); not used otherwise. The time is that of the host: on an accelerator,
+            handing work over and waiting for it.
         stop: When to stop; None: measure only.
         keep_best: Weights to keep for `restore_best()`: `"averaged"`, a running average of the
             weights, `"last"`, the weights as the optimizer left them at the end of the epoch, or
@@ -84,7 +90,8 @@ class GradientMonitor:
         true_labels: Tensor | None = None,
         scope: Literal["head", "all"] = "head",
         engine: Literal["auto", "closed_form", "func", "opacus"] = "auto",
-        every: int = 8,
+        every: int | Literal["auto"] = 8,
+        budget: float = 0.02,
         stop: StopRule | None = StopRule(),  # noqa: B008  it is frozen
         keep_best: Literal["averaged", "last"] | None = "averaged",
         log_dir: str | os.PathLike[str] | None = None,
@@ -95,7 +102,11 @@ class GradientMonitor:
         arguments.check_loader(train_loader)
         arguments.check_head(model, head)
         arguments.check_criterion(criterion, train_loader)
-        arguments.check_choices(scope, engine, every, stop, keep_best, max_tracked)
+        arguments.check_choices(scope, engine, stop, keep_best, max_tracked)
+        arguments.check_pace(every, budget)
+        chosen = "closed_form" if engine == "auto" else engine
+        if scope == "all":
+            check_model(chosen, model)
         arguments.check_output(log_dir, writer)
         dataset = train_loader.dataset if train_loader is not None else None
         flags = arguments.check_noisy(noisy, dataset)
@@ -111,7 +122,9 @@ class GradientMonitor:
                 criterion=criterion,
                 head=head,
                 known_noise=KnownNoise(flags, labels) if noisy_is_known else None,
+                engine=chosen if scope == "all" else None,
                 every=every,
+                budget=float(budget),
                 stop=stop,
                 keep_best=keep_best,
                 log_dir=Path(log_dir) if log_dir is not None else None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentTypeError, ArgumentValueError
-from .records import Batch
+from .records import Batch, Labels
 
 NoisyCallable = Callable[[Any, Tensor, Tensor | None], Tensor]
 """`noisy(inputs, targets, index) -> bool [B]`."""
@@ -89,6 +89,11 @@ class KnownNoise:
     def is_noisy(self, batch: Batch) -> Tensor:
         """Float `[B]`, 1 for a noisy label; NaN where the sample is not known."""
         if self._noisy is None:
+            if batch.labels is not Labels.ONE:
+                raise ArgumentValueError(
+                    f"got true_labels, one class per sample, and targets that are "
+                    f"{batch.labels.value}; pass noisy=, one flag per sample"
+                )
             return (batch.target != self.true_label(batch)).to(batch.margin.dtype)
         if isinstance(self._noisy, Tensor):
             if batch.index is None:

@@ -4,7 +4,8 @@ Stages meet only here: capture makes a `Batch` per micro-batch and a `Step` per 
 attribution turns them into `GroupMoments` and `SegmentMoments`, the decision is a `Decision`.
 
 Letters in shapes: B samples of a micro-batch, C classes, D features of the head, n samples of the
-data set. Gradients of a sample are those of its own loss before reduction, never divided by B.
+data set. Where the logits are dense, P positions of each sample are measured: pixels or tokens.
+Gradients of a sample are those of its own loss before reduction, never divided by B.
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
+class Labels(Enum):
+    """What the targets of a sample are."""
+
+    ONE = "one class"
+    SEVERAL = "several classes: a label for each position, or yes and no for each class"
+    NUMBERS = "numbers without classes"
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples whose logits have received their gradient, so they are part of an update.
@@ -24,15 +33,16 @@ class Batch:
     """
 
     target: Tensor
-    """Given label of each sample, int64 `[B]`."""
+    """Given label of each sample, int64 `[B]`; −1 for a sample without a single one."""
     residual: Tensor
-    """`d l_i / d z_i`, `[B, C]`; zero for a sample that the loss ignores."""
+    """`d l_i / d z_i`, `[B, C]`, or `[B, P, C]` for dense logits; zero where the loss ignores."""
     sample_loss: Tensor
     """Loss of each sample before reduction, `[B]`."""
     margin: Tensor
-    """`p_y − max_{k≠y} p_k` before the update, in [−1, 1], `[B]`."""
+    """`p_y − max_{k≠y} p_k` before the update, in [−1, 1], `[B]`; the mean over several labels, NaN
+    where there are no classes."""
     rival: Tensor
-    """Most probable class other than the given label, int64 `[B]`."""
+    """Most probable class other than the given label, int64 `[B]`; −1 where the label is −1."""
     counted: Tensor
     """False where the loss ignores the sample or its numbers are not finite, bool `[B]`."""
     finite: Tensor
@@ -41,8 +51,13 @@ class Batch:
     """False if a label is none of the classes, bool `[K]`."""
     misfit: Tensor
     """Share of the logits' gradient that the recognised loss does not explain, in [0, 1], `[K]`."""
+    strength: Tensor
+    """`s` of `d loss / d z_i = s · d l_i / d z_i`, `[K]`: what reduction, gradient accumulation and
+    mixed precision make of a sample's own gradient, over all its positions, measured or not."""
+    labels: Labels
+    """What the targets are; the same for all batches of a run."""
     features: Tensor | None
-    """Input of the head, `[B, D]`; None where the head is not measured."""
+    """Input of the head, `[B, D]` or `[B, P, D]`; None where the head is not measured."""
     index: Tensor | None
     """Position of each sample in the data set, int64 `[B]`; None where it is not known."""
     inputs: Any = None
@@ -66,6 +81,29 @@ class Step:
     batches: tuple[Batch, ...]
     update: Update | None
     """None where no head is measured."""
+    gradients: GroupGradients | None = None
+    """Of all parameters; None where only the head is measured."""
+    changes: dict[str, Tensor] | None = None
+    """What the step did to each parameter in `gradients`."""
+
+
+@dataclass(frozen=True)
+class GroupGradients:
+    """What the samples of one step did to each measured parameter, B samples of all micro-batches.
+
+    Gradients are those of the samples' own losses, as everywhere: not divided by B, and without the
+    factor that reduction, accumulation and mixed precision bring in.
+    """
+
+    sums: dict[str, tuple[Tensor, Tensor]]
+    """Parameter name -> clean and noisy sum, `sum_i (1 − w_i) g_i` and `sum_i w_i g_i`, each in the
+    shape of the parameter."""
+    square: Tensor
+    """`||g_i||²` over all measured parameters, `[B]`."""
+    noisy_weight: Tensor
+    """`w_i`, `[B]`."""
+    coverage: float
+    """Share of the trainable parameters that is measured, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +138,7 @@ class StopReason(Enum):
     CLEAN_DOMINATES = "clean labels still dominate the updates"
     NOISY_DOMINATES = "noisy labels took over"
     TOO_EARLY = "too few epochs to judge"
+    NO_CLASSES = "the targets are numbers without classes, so no margin tells a wrong one"
     NO_RULE = "measuring only, stop=None"
     NO_IDENTITY = "samples have no identity, so what was memorised cannot be seen"
     FAILED = "measuring is off after a failure"

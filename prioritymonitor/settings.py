@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -20,7 +20,10 @@ class Settings:
     criterion: nn.Module | Callable[..., Tensor] | None
     head: nn.Module | None
     known_noise: KnownNoise | None
-    every: int
+    engine: str | None
+    """None for scope="head"."""
+    every: int | Literal["auto"]
+    budget: float
     stop: StopRule | None
     keep_best: str | None
     log_dir: Path | None

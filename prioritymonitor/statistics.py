@@ -32,6 +32,16 @@ def group_statistics(moments: GroupMoments) -> dict[str, Tensor]:
     }
 
 
+def block_statistics(products: Tensor, suffix: str) -> dict[str, Tensor]:
+    """Ratio, cosine and share within one block of the model, for S steps.
+
+    Args:
+        products: Of the clean and the noisy group with each other, `[S, 2, 2]`.
+        suffix: Ends each name.
+    """
+    return _compare_groups(products, _diagonal(products).sqrt(), suffix)
+
+
 def _compare_groups(products: Tensor, norms: Tensor, suffix: str) -> dict[str, Tensor]:
     clean, noisy = norms.unbind(-1)
     cross = products[..., 0, 1]

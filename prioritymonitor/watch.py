@@ -11,6 +11,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .averaging import WeightKeeper
+from .capture.all_parameters import AllParameters
+from .capture.engines import ENGINES
+from .capture.hooks import Guard
 from .capture.loader import LoaderRecorder
 from .capture.step import StepCapture
 from .decision import StopRule
@@ -18,8 +21,9 @@ from .errors import ArgumentValueError
 from .health import Health
 from .membership import noisy_weight
 from .meter import StepMeter
+from .pace import make_pace
 from .path import PriorityPath
-from .records import Batch, Decision, Step, StopReason
+from .records import Batch, Decision, Labels, Step, StopReason
 from .reporting.log import Log
 from .reporting.run_folder import write_run
 from .reporting.tensorboard import EventWriter
@@ -50,32 +54,52 @@ class Watch:
         self.log = Log()
         self.path: PriorityPath | None = None
         self.keeper: WeightKeeper | None = None
-        self._meter = StepMeter()
+        guard = Guard(self._failed)
+        self._meter = StepMeter(guard.stopwatch.share)
+        self.pace = make_pace(settings.every, settings.budget, guard.stopwatch, self.log.once)
         self._events = EventWriter(settings.log_dir, settings.writer, self._writing_failed)
         self._lost_identity = False
+        self._has_classes = True
         self._steps_untraced = 0
         self._failure: str | None = None
         self._expected_steps = 100.0
         self._recorder: LoaderRecorder | None = None
         if loader is not None:
-            self._recorder = LoaderRecorder(loader, self._end_epoch, self._failed)
+            self._recorder = LoaderRecorder(loader, self._end_epoch, guard)
             self._follow_samples(model, loader, self._recorder)
         self._health = Health(
             has_criterion=settings.criterion is not None,
             has_named_head=settings.head is not None,
             has_identity=self.path is not None,
         )
+        self.all_parameters = self._all_parameters(model, optimizer, guard)
         self.capture = StepCapture(
             model,
             optimizer,
             settings.criterion,
             settings.head,
             recorder=self._recorder,
-            is_measured=lambda step: step % settings.every == 0,
+            is_measured=self.pace.is_measured,
+            all_parameters=self.all_parameters,
             one_by_one=settings.known_noise is not None and settings.known_noise.needs_inputs,
             on_batch=self._batch_trained,
             on_step=self._step_made,
-            on_error=self._failed,
+            guard=guard,
+        )
+
+    def _all_parameters(
+        self, model: nn.Module, optimizer: Optimizer, guard: Guard
+    ) -> AllParameters | None:
+        if self.settings.engine is None:
+            return None
+        return AllParameters(
+            model,
+            optimizer,
+            ENGINES[self.settings.engine],
+            is_measured=lambda: self.pace.is_measured(self.capture.steps),
+            noisy_weight=self._noisy_weight,
+            guard=guard,
+            on_problem=self.log.once,
         )
 
     def _follow_samples(
@@ -105,13 +129,16 @@ class Watch:
         best = path.best_epoch if path is not None else self.epoch or None
         if self._failure is not None:
             return Decision(False, StopReason.FAILED, self.epoch, best, self._failure)
-        message = "samples have no identity, so what was memorised cannot be seen: no stop"
-        return Decision(False, StopReason.NO_IDENTITY, self.epoch, best, message)
+        reason = StopReason.NO_IDENTITY if self._has_classes else StopReason.NO_CLASSES
+        return Decision(False, reason, self.epoch, best, f"{reason.value}: no stop")
 
     # Batches and steps
 
     def _batch_trained(self, batch: Batch) -> None:
         self.log.once(*self._health.add(batch))
+        if batch.labels is Labels.NUMBERS and self._has_classes:
+            self._has_classes, self.path = False, None
+            self.log.once(f"{StopReason.NO_CLASSES.value}: there are no suspects and no stop")
         if batch.index is not None:
             self._steps_untraced = 0
         if self.path is not None and batch.index is not None:
@@ -138,12 +165,15 @@ class Watch:
             )
         if self._meter.is_full:
             self.report_steps()
+        self.pace.step_made(self.capture.steps)
 
     def _noisy_weight(self, batch: Batch) -> Tensor:
         if self.settings.known_noise is not None:
             return self.settings.known_noise.is_noisy(batch)
         if self.path is not None:
             return self.path.membership(batch)
+        if batch.labels is Labels.NUMBERS:
+            return torch.full_like(batch.margin, torch.nan)
         return noisy_weight(batch.margin, noise_rate=0.5)  # a stream: nothing else is known
 
     def report_steps(self) -> None:
@@ -217,6 +247,7 @@ class Watch:
         self.log.once(self._failure)
         logging.getLogger("prioritymonitor").debug("the cause", exc_info=error)
         self.capture.turn_off()
+        self.pace.close()
         self._events.flush()
 
     def write_folder(self) -> None:
@@ -241,6 +272,7 @@ class Watch:
         self.settle_epoch()
         self.capture.observe()
         self.capture.close()
+        self.pace.close()
         if self._recorder is not None:
             self._recorder.close()
         self.report_steps()
@@ -261,6 +293,7 @@ class Watch:
             "epoch_is_open": self._recorder is not None and self._recorder.is_open,
             "lost_identity": self._lost_identity,
             "expected_steps": self._expected_steps,
+            "pace": self.pace.state_dict(),
             "latest": dict(self.latest),
             "records": [dict(record) for record in self.records],
             "path": self.path.state_dict() if self.path is not None else None,
@@ -286,6 +319,7 @@ class Watch:
         if self._recorder is not None:
             self._recorder.resume(state["epoch_is_open"])
         self._expected_steps = state["expected_steps"]
+        self.pace.load_state_dict(state["pace"])
         self.latest = dict(state["latest"])
         self.records = [dict(record) for record in state["records"]]
         self._events.resume_at(self.capture.steps)

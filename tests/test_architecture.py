@@ -10,32 +10,103 @@ import prioritymonitor
 PACKAGE = Path(prioritymonitor.__file__).parent
 
 LEAVES = {"records", "errors"}
+ENGINE = LEAVES | {
+    "capture.hooks",
+    "capture.parameters",
+    "capture.engines.check",
+    "capture.engines.engine",
+    "capture.engines.sums",
+}
 ALLOWED = {
     "records": set(),
     "errors": set(),
     # pure: torch and the records, nothing else of ours
     "attribution": LEAVES,
+    "blocks": LEAVES,
     "statistics": LEAVES,
     "membership": LEAVES,
     "decision": LEAVES,
     "health": LEAVES,
+    "cadence": set(),
     # effects, each with its own kind of thing
-    "capture.hooks": set(),
-    "capture.losses": LEAVES,
-    "capture.head": {"capture.hooks"},
+    "stopwatch": set(),
+    "capture.hooks": {"stopwatch"},
+    "capture.losses.observed": LEAVES,
+    "capture.losses.targets": LEAVES | {"capture.losses.observed"},
+    "capture.losses.form": set(),
+    "capture.losses.cross_entropy": LEAVES | {"capture.losses.observed"},
+    "capture.losses.criterion": {
+        "capture.losses",
+        "capture.losses.form",
+        "capture.losses.observed",
+    },
+    "capture.losses.dense": LEAVES | {"capture.losses.observed"},
+    "capture.positions": set(),
+    "capture.origin": set(),
+    "capture.head": {"capture.hooks", "capture.origin", "capture.positions"},
     "capture.batches": set(),
     "capture.loader": {"capture.batches", "capture.hooks"},
-    "capture.passes": LEAVES | {"capture.batches", "capture.losses"},
+    "capture.passes": LEAVES
+    | {
+        *("capture.batches", "capture.head", "capture.origin", "capture.positions"),
+        *("capture.losses.criterion", "capture.losses.form"),
+    },
+    "capture.observer": LEAVES
+    | {
+        *("capture.passes", "capture.losses.observed", "capture.losses.criterion"),
+        *("capture.losses.cross_entropy", "capture.losses.dense"),
+    },
     "capture.step": LEAVES
-    | {"capture.batches", "capture.hooks", "capture.head", "capture.loader", "capture.passes"},
+    | {
+        *("capture.batches", "capture.hooks", "capture.head", "capture.loader", "capture.passes"),
+        *("capture.observer", "capture.origin", "capture.all_parameters", "capture.parameters"),
+    },
+    "capture.engines.check": LEAVES
+    | {"capture.hooks", "capture.parameters", "capture.engines.engine"},
+    "capture.engines.sums": LEAVES,
+    "capture.engines.engine": LEAVES | {"capture.hooks"},
+    "capture.engines.uses": set(),
+    "capture.engines.calls": {"capture.engines.uses"},
+    "capture.engines.attention": {"capture.engines.calls", "capture.engines.uses"},
+    "capture.engines.formulas": {
+        *("capture.engines.attention", "capture.engines.calls", "capture.engines.uses"),
+    },
+    "capture.engines.recompute": {
+        *("capture.engines.calls", "capture.engines.quiet", "capture.engines.uses"),
+    },
+    "capture.engines.broadcasts": {"capture.hooks"},
+    "capture.engines.ledger": LEAVES
+    | {
+        *("capture.parameters", "capture.engines.calls", "capture.engines.check"),
+        "capture.engines.uses",
+    },
+    "capture.engines.closed_form": LEAVES
+    | {
+        *("capture.hooks", "capture.parameters", "capture.engines.broadcasts"),
+        *("capture.engines.calls", "capture.engines.engine", "capture.engines.formulas"),
+        *("capture.engines.ledger", "capture.engines.recompute", "capture.engines.uses"),
+    },
+    "capture.parameters": {"capture.hooks"},
+    "capture.all_parameters": LEAVES
+    | {
+        *("capture.hooks", "capture.parameters", "capture.passes"),
+        "capture.engines.engine",
+    },
+    "capture.engines.quiet": set(),
+    "capture.engines.mapped": LEAVES | {"capture.head"},
+    "capture.engines.layer_samples": {"capture.hooks"},
+    "capture.engines.func": ENGINE | {"capture.engines.mapped", "capture.engines.quiet"},
+    "capture.engines.opacus": ENGINE | {"capture.engines.layer_samples"},
     "history": LEAVES,
     "averaging": LEAVES,
     "noise": LEAVES,
+    "distributed": set(),
     "reporting.tensorboard": LEAVES,
     "reporting.log": LEAVES,
     "reporting.run_folder": LEAVES,
     # what puts the stages together, in their order
-    "meter": LEAVES | {"attribution", "statistics"},
+    "meter": LEAVES | {"attribution", "blocks", "statistics"},
+    "pace": {"cadence", "distributed", "stopwatch"},
     "path": LEAVES | {"history", "membership", "statistics", "decision"},
     "arguments": LEAVES | {"capture.head", "decision"},
     "settings": {"decision", "noise"},
@@ -80,6 +151,7 @@ def test_a_forbidden_import_would_be_noticed(monkeypatch):
     monkeypatch.setitem(ALLOWED, "meter", LEAVES)
     assert sorted(forbidden_arrows([PACKAGE / "meter.py"])) == [
         "meter -> attribution",
+        "meter -> blocks",
         "meter -> statistics",
     ]
 

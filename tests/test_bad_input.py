@@ -63,6 +63,16 @@ WRONG = {
     "unknown engine": (lambda: {"engine": "magic"}, ArgumentValueError, "engine"),
     "every 0": (lambda: {"every": 0}, ArgumentValueError, "every"),
     "every a fraction": (lambda: {"every": 0.5}, ArgumentTypeError, "every"),
+    "every a word": (lambda: {"every": "often"}, ArgumentValueError, 'use "auto"'),
+    "every a flag": (lambda: {"every": True}, ArgumentTypeError, "every=True"),
+    "budget of nothing": (lambda: {"budget": 0.0}, ArgumentValueError, "budget"),
+    "budget of everything": (lambda: {"budget": 1}, ArgumentValueError, "budget"),
+    "budget that is no number": (
+        lambda: {"every": "auto", "budget": float("nan")},
+        ArgumentValueError,
+        "budget=nan",
+    ),
+    "budget that is a word": (lambda: {"budget": "2%"}, ArgumentTypeError, "such as 0.02"),
     "nothing tracked": (lambda: {"max_tracked": 0}, ArgumentValueError, "max_tracked"),
     "head that is no linear layer": (lambda: {"head": nn.ReLU()}, ArgumentTypeError, "head"),
     "head of another model": (lambda: {"head": nn.Linear(8, 5)}, ArgumentValueError, "head"),
@@ -204,7 +214,7 @@ def test_a_head_that_does_not_give_the_logits_turns_its_statistics_off(named, sa
     assert steps == 12
     assert len(said()) == 1
     assert "Statistics of the head are off" in said()[0]
-    assert set(monitor.latest) == {"train_loss"}
+    assert set(monitor.latest) == {"train_loss", "overhead_fraction"}
     assert len(monitor.suspects()) == N
     assert len(monitor.history()) == 2
     monitor.close()
@@ -228,14 +238,14 @@ def test_labels_out_of_range_are_survived(said):
     monitor.close()
 
 
-def test_logits_of_a_shape_that_cannot_be_measured_are_survived(said):
+def test_one_logit_per_sample_without_a_criterion_is_survived(said):
     def loss(model, x, y, step):
-        return F.cross_entropy(model(x[:, None]).transpose(1, 2), y[:, None])
+        return F.binary_cross_entropy_with_logits(model(x)[:, 0], (y > 2).float())
 
-    monitor, steps = train(loss)
+    monitor, steps = train(loss, model=nn.Linear(INPUTS, 1))
     assert steps == 12
     assert len(said()) == 1
-    assert "[batch, classes]" in said()[0]
+    assert "pass the loss as criterion=" in said()[0]
     monitor.close()
 
 

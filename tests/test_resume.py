@@ -55,7 +55,11 @@ class Run:
             "history": self.monitor.history(),
             "suspects": self.monitor.suspects(),
             "best": {k: v.clone() for k, v in self.model.state_dict().items()},
-            "latest": self.monitor.latest,
+            "latest": {
+                tag: value
+                for tag, value in self.monitor.latest.items()
+                if tag != "overhead_fraction"  # of the clock
+            },
         }
 
 

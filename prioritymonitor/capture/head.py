@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .hooks import ModuleHook
+from .hooks import Guard, ModuleHook
+from .origin import leads_to
+from .positions import by_position
 
-Head = nn.Linear | nn.Conv2d
+Head = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+_MOST_COMPARED = 256
+"""Positions of a sample that are compared to find out which layer gave the logits."""
+
+_MOST_OPERATIONS = 20_000
+"""Operations of the model that are looked at to find out which output comes last."""
+
+
+class Layout(NamedTuple):
+    """How the model makes its logits of the output of its head."""
+
+    class_dim: int
+    """Dimension of the classes: 1, or −1 for the last."""
+    is_log: bool
+    """True if it takes the log-softmax, so that they are log-probabilities."""
+
+
+class Reading(NamedTuple):
+    """What a forward pass of the model gave."""
+
+    logits: Tensor
+    layout: Layout
+    features: Tensor | None
+    """Input of the head, `[B · N, D]` or `[B, N, D]`; None where it can't be told."""
+
+
+def unknown(logits: Tensor) -> Reading:
+    """Logits that reached a criterion, of which it is not known how the model made them."""
+    return Reading(logits, Layout(1 if logits.ndim > 2 else -1, False), None)
 
 
 def is_linear(module: nn.Module) -> bool:
     """True for a layer that maps features to logits by one matrix: Linear or a 1×1 convolution."""
-    if isinstance(module, nn.Conv2d):
-        plain = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
-        return plain and module.padding in ((0, 0), "valid", "same")
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        plain = {*module.kernel_size, *module.stride, module.groups} == {1}
+        return plain and (isinstance(module.padding, str) or set(module.padding) == {0})
     return isinstance(module, nn.Linear)
 
 
@@ -34,7 +64,8 @@ def logits_in(output: Any) -> list[Tensor]:
     else:
         found = []
     tensors = [item for item in found if isinstance(item, Tensor)]
-    return [item for item in tensors if item.is_floating_point() and item.ndim >= 2]
+    outputs = [item for item in tensors if item.is_floating_point() and item.ndim >= 1]
+    return sorted(outputs, key=lambda item: item.ndim < 2)
 
 
 class HeadWatch:
@@ -44,18 +75,18 @@ class HeadWatch:
         model: The model.
         head: Its head if the user named it; None: every linear layer is watched until one is seen
             to produce the logits.
-        on_error: Gets any exception of ours.
+        guard: Times the hooks, and gets any exception of ours.
     """
 
-    def __init__(
-        self, model: nn.Module, head: nn.Module | None, on_error: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, model: nn.Module, head: nn.Module | None, guard: Guard) -> None:
         self.head: Head | None = None
         self.searching = True
-        self._position = 0
+        self.position = 0
+        """Which of the tensors that `logits_in` finds the logits are."""
+        self._layout: Layout | None = None
         self._calls: list[tuple[Head, Tensor, Tensor]] = []
         watched = [head] if head is not None else [m for m in model.modules() if is_linear(m)]
-        hook = ModuleHook(self._called, on_error)
+        hook = ModuleHook(self._called, guard)
         self._handles = {
             module: module.register_forward_hook(hook, with_kwargs=True) for module in watched
         }
@@ -68,32 +99,45 @@ class HeadWatch:
         features = args[0] if args else kwargs["input"]
         self._calls.append((module, features.detach(), output.detach()))
 
-    def read(self, output: Any) -> tuple[Tensor | None, Tensor | None]:
-        """Logits and features (`[B, D]`) of the forward pass that just gave `output`.
-
-        Either is None where it can't be told.
-        """
+    def read(self, output: Any) -> Reading | None:
+        """What the forward pass that just gave `output` says; None without logits."""
         candidates = logits_in(output)
         calls, self._calls = self._calls, []
         if self.searching and candidates and candidates[0].requires_grad:
             self._search(candidates, calls)
-        if self._position >= len(candidates):
-            return None, None
-        logits = candidates[self._position]
+        if self.position >= len(candidates):
+            return None
+        logits = candidates[self.position]
+        layout = self._layout
+        if layout is None:  # as torch's losses take them, and transformers give them
+            layout = Layout(-1 if logits.ndim < 4 else 1, False)
+        return Reading(logits, layout, self._features(calls, len(logits), logits.numel()))
+
+    def _features(
+        self, calls: list[tuple[Head, Tensor, Tensor]], samples: int, logits: int
+    ) -> Tensor | None:
+        """Input of the head, of as many positions as the logits have; None where it is unknown."""
         for module, features, _ in reversed(calls):
-            if module is self.head and features.flatten(1).shape[1] == _width(module):
-                return logits, features.flatten(1)
-        return logits, None
+            if module is self.head:
+                classes, width = module.weight.shape[:2]
+                if features.numel() * classes != logits * width:
+                    return None
+                if features.ndim == 2:
+                    return features
+                return by_position(features, samples, -1 if isinstance(module, nn.Linear) else 1)
+        return None
 
     def _search(self, candidates: list[Tensor], calls: list[tuple[Head, Tensor, Tensor]]) -> None:
         self.searching = False
-        for module, _, output in reversed(calls):
-            for position, logits in enumerate(candidates):
-                if _same(output, logits.detach()):
-                    self.head, self._position = module, position
-                    self._unwatch(keep=module)
-                    return
-        self._unwatch(keep=None)
+        givers = [_giver(candidate.detach(), calls) for candidate in candidates]
+        found = [(i, *giver) for i, giver in enumerate(givers) if giver is not None]
+        for position, module, layout in found:
+            others = [candidates[other] for other, giver, _ in found if giver is not module]
+            if any(leads_to(other, candidates[position], _MOST_OPERATIONS) for other in others):
+                continue  # features on the way to the logits, which are returned too
+            self.head, self.position, self._layout = module, position, layout
+            break
+        self._unwatch(keep=self.head)
 
     def _unwatch(self, keep: nn.Module | None) -> None:
         for module in [module for module in self._handles if module is not keep]:
@@ -105,14 +149,42 @@ class HeadWatch:
         self._calls.clear()
 
 
-def _width(head: Head) -> int:
-    return head.in_features if isinstance(head, nn.Linear) else head.in_channels
+def _giver(logits: Tensor, calls: list[tuple[Head, Tensor, Tensor]]) -> tuple[Head, Layout] | None:
+    """The layer that gave the logits, and how; None if no layer did."""
+    # A layer that begins with zeros gives what others give, too; the memory tells them apart.
+    by_memory = sorted(reversed(calls), key=lambda call: call[2].data_ptr() != logits.data_ptr())
+    for module, _, output in by_memory:
+        layout = _find_layout(module, output, logits)
+        if layout is not None:
+            return module, layout
+    return None
 
 
-def _same(output: Tensor, logits: Tensor) -> bool:
-    """Whether the logits are this output: itself, a view of it, or a copy in another precision."""
-    if output.numel() != logits.numel():
-        return False
-    if output.data_ptr() == logits.data_ptr():
-        return True
-    return torch.equal(output.flatten().double(), logits.flatten().double())
+def _find_layout(head: Head, output: Tensor, logits: Tensor) -> Layout | None:
+    """How logits come from the output of a layer; None if they don't.
+
+    They may be the output itself, a view, a copy in another precision, or its log-softmax.
+    """
+    own_dim = -1 if isinstance(head, nn.Linear) else 1
+    classes = len(head.weight)
+    if output.numel() != logits.numel() or len(logits) == 0:
+        return None
+    rows = _some(output, len(logits), own_dim)
+    for class_dim in (own_dim, -own_dim) if logits.ndim > 2 else (-1,):
+        if logits.ndim > 1 and logits.shape[class_dim] != classes:
+            continue
+        given = _some(logits, len(logits), class_dim)
+        if given.shape != rows.shape:
+            continue
+        if torch.equal(given, rows):
+            return Layout(class_dim, False)
+        precision = torch.finfo(logits.dtype).eps ** 0.5
+        if torch.allclose(given, rows.log_softmax(2), rtol=precision, atol=precision):
+            return Layout(class_dim, True)
+    return None
+
+
+def _some(tensor: Tensor, samples: int, class_dim: int) -> Tensor:
+    """Some positions of each sample, finite, in double precision, `[B, n, C]`."""
+    rows = by_position(tensor, samples, class_dim)
+    return rows[:, :: rows.shape[1] // _MOST_COMPARED + 1].double().nan_to_num()

@@ -6,34 +6,65 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
+
+from ..stopwatch import Stopwatch
+
+_CHECKPOINTS = torch.utils.checkpoint.__name__
+"""Activation checkpointing ends a forward pass that it runs again by an exception of its own, which
+may pass through a hook that saves a tensor."""
+
+
+class Guard:
+    """What all hooks of one monitor share.
+
+    Args:
+        on_error: Gets any exception of ours; the training loop never sees it.
+    """
+
+    __slots__ = ("on_error", "stopwatch")
+
+    def __init__(
+        self, on_error: Callable[[Exception], None], stopwatch: Stopwatch | None = None
+    ) -> None:
+        self.on_error = on_error
+        self.stopwatch = stopwatch or Stopwatch()
+
+    def for_part(self, on_error: Callable[[Exception], None]) -> Guard:
+        """The guard of a part whose failure is its own; the time is everyone's."""
+        return Guard(on_error, self.stopwatch)
 
 
 class Hook:
-    """Calls `function` and gives any exception to `on_error` instead of the training loop.
+    """Calls `function` on the guard's time, and gives any exception to the guard instead.
 
     A model that carries a hook may be copied (an EMA copy, a snapshot) or pickled
     (`torch.save(model)`). The copy must neither feed this monitor nor drag it along, so a copied
     hook is inert.
     """
 
-    __slots__ = ("__weakref__", "_function", "_on_error")
+    __slots__ = ("__weakref__", "_function", "_guard")
 
-    def __init__(
-        self, function: Callable[..., Any] | None, on_error: Callable[[Exception], None] | None
-    ) -> None:
+    def __init__(self, function: Callable[..., Any] | None, guard: Guard | None) -> None:
         self._function = function
-        self._on_error = on_error
+        self._guard = guard
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function; None if it is inert or raised."""
-        if self._function is None:
+        guard = self._guard
+        if guard is None or self._function is None:
             return None
+        is_outermost = guard.stopwatch.start()
         try:
             return self._function(*args, **kwargs)
         except Exception as error:
-            if self._on_error is not None:
-                self._on_error(error)
+            if type(error).__module__ == _CHECKPOINTS:
+                raise
+            guard.on_error(error)
             return None
+        finally:
+            if is_outermost:
+                guard.stopwatch.stop()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
         return type(self)(None, None)

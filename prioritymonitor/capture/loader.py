@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from .batches import HandedOut, Turn
-from .hooks import Hook
+from .hooks import Guard, Hook
 
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -32,14 +32,14 @@ class LoaderRecorder:
     Args:
         loader: The train loader.
         on_epoch_end: Called at the end of each epoch.
-        on_error: Gets any exception of ours; the training loop never sees it.
+        guard: Times the hooks, and gets any exception of ours.
     """
 
     def __init__(
         self,
         loader: DataLoader[Any],
         on_epoch_end: Callable[[], None],
-        on_error: Callable[[Exception], None],
+        guard: Guard,
     ) -> None:
         self.loader = loader
         self.current: HandedOut | None = None
@@ -47,9 +47,9 @@ class LoaderRecorder:
         """Why batches can't be traced to samples; None if they can."""
         self.is_open = False
         """True while an epoch is under way."""
-        self.batch_begins = Hook(self._batch_begins, on_error)
-        self.turn_ends = Hook(self._turn_ends, on_error)
-        self.settle = Hook(self._settle, on_error)
+        self.batch_begins = Hook(self._batch_begins, guard)
+        self.turn_ends = Hook(self._turn_ends, guard)
+        self.settle = Hook(self._settle, guard)
         self._on_epoch_end = on_epoch_end
         self._turn: Turn | None = None
         self._ended: Turn | None = None
@@ -98,7 +98,8 @@ class LoaderRecorder:
         if self.no_identity is None:
             try:
                 positions = np.asarray(drawn).reshape(-1)  # much faster than torch for a list
-                if positions.dtype.kind not in "iu":
+                # A batch by Poisson sampling may be empty, and says nothing then.
+                if positions.size and positions.dtype.kind not in "iu":
                     raise TypeError(f"got {positions.dtype}")
                 index = torch.from_numpy(positions.astype(np.int64, copy=True))
             except (TypeError, ValueError, RuntimeError):

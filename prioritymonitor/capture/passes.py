@@ -1,41 +1,95 @@
-"""Forward passes of the model, and what is observed of them once their gradients are there."""
+"""Forward passes of the model, and what their backward passes add to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+import weakref
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..records import Batch
 from .batches import HandedOut, Piece
-from .losses import (
-    Observed,
-    evaluate_criterion,
-    ignored_label,
-    per_sample_loss,
-    recognise_cross_entropy,
-)
+from .head import Layout, Reading
+from .losses.criterion import through_log_softmax
+from .losses.form import Form, class_count, form_of, has_value_per_logit
+from .origin import Origin
+from .positions import Rows, by_position, choose_positions
+
+
+@dataclass
+class Forward:
+    """A forward pass of the model; what is known before any loss."""
+
+    samples: int
+    shape: torch.Size
+    """Of the logits."""
+    layout: Layout
+    features: Tensor | None
+    """Input of the head, `[B, D]` or `[B, N, D]`; None unless the step is measured."""
+    handed_out: HandedOut | None
+    labels: Tensor | None
+    """What may be the labels."""
+    inputs: Any = None
+    seen_before: int = 0
+    """How many samples of the same batch had gone through the model before these."""
+    given: weakref.ref[Tensor] | None = None
+    """The logits as the model gave them; None unless an engine measures all parameters."""
+    call: Any = None
+    """What the model was called with, for the engine."""
+    position: int = 0
+    """Which of the model's outputs the logits are."""
+    seen: object = None
+    """What the engine wants to get back."""
+
+    @property
+    def classes(self) -> int:
+        """Number C of classes."""
+        return class_count(self.shape, self.layout.class_dim)
 
 
 @dataclass
 class Pass:
-    """A forward pass, and what its backward pass added to it."""
+    """A forward pass whose logits wait for their gradient, or have it.
 
+    A row is a sample, or one of its P measured positions; all of a sample's rows follow each other.
+    """
+
+    source: Forward
+    shape: torch.Size
+    """Of the logits that the loss got."""
+    rows: Rows
     logits: Tensor
+    """`[B · P, C]`, float32 or float64."""
     features: Tensor | None
-    handed_out: HandedOut | None
-    inputs: Any
+    """`[B · P, D]`."""
+    is_log: bool
+    """True if the logits are log-probabilities of the head's output."""
+    form: Form | None = None
+    """How the criterion takes a row."""
     target: Tensor | None = None
+    """`[B · P]` or `[B · P, C]`."""
     gradient: Tensor | None = None
-    seen_before: int = 0
-    """How many samples of the same batch had gone through the model before these."""
+    """Of the head's output, `[B · P, C]`."""
+    reached: Tensor | None = None
+    """Positions that the gradient reached, measured or not, scalar; None where all are measured."""
     pieces: tuple[Piece, ...] = ()
     """Which samples they are: one piece, or two of which the labels tell the right one."""
     backward: int = -1
     """Which backward pass brought the gradient."""
+    batch: Batch | None = None
+    """What was observed, if it was observed at once."""
+
+    @property
+    def samples(self) -> int:
+        """Number B of samples."""
+        return self.rows.samples
+
+    @property
+    def positions(self) -> int:
+        """Number P of measured positions of each sample."""
+        return len(self.logits) // max(self.samples, 1)
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -43,101 +97,120 @@ class Pass:
         target = None if self.target is None else (self.target.shape, self.target.dtype)
         assert self.gradient is not None
         pieces = tuple((piece.is_whole, piece.labels is None) for piece in self.pieces)
-        return self.logits.shape, self.gradient.dtype, target, pieces
+        shape = self.logits.shape, self.samples, self.is_log, self.form
+        return *shape, self.gradient.dtype, target, pieces
+
+    def take_target(self, target: Tensor, class_dim: int) -> None:
+        """Keep the targets of the measured rows.
+
+        Args:
+            target: The criterion's target.
+            class_dim: Dimension of the classes in the logits, as the criterion takes them.
+        """
+        self.form = form_of(self.shape, target, class_dim)
+        if has_value_per_logit(self.shape, target, class_dim):
+            self.target = Rows(self.samples, class_dim, self.rows.chosen).of(target)
+        elif self.rows.chosen is None:
+            self.target = target.flatten()
+        else:
+            by_sample = target.reshape(self.samples, -1).to(self.rows.chosen.device)
+            self.target = by_sample.gather(1, self.rows.chosen).flatten()
+
+    def take_labels(self, class_dim: int) -> None:
+        """Keep the labels that the loader gave, where the criterion's call does not show them."""
+        if self.pieces and self.pieces[0].labels is not None:
+            self.take_target(self.pieces[0].labels, class_dim)
+
+    def take_gradient(self, gradient: Tensor) -> None:
+        """Keep the gradient of the measured rows."""
+        if self.rows.chosen is not None:
+            largest = torch.linalg.vector_norm(gradient, torch.inf, dim=self.rows.class_dim)
+            self.reached = (largest > 0).sum()
+        gradient = self.rows.of(gradient)
+        self.gradient = through_log_softmax(gradient, self.logits) if self.is_log else gradient
+        self.backward = torch._C._current_graph_task_id()
 
 
-class Observer:
-    """Turns passes of one kind into a `Batch`.
+def forward_of(reading: Reading, handed_out: HandedOut | None, labels: Any) -> Forward:
+    """A forward pass of the model, on the next samples of a batch.
 
     Args:
-        criterion: The loss, if it was passed in; None: cross-entropy is recognised.
+        reading: What it gave.
+        handed_out: The batch that the loader gave last.
+        labels: What the model was called with as labels.
     """
-
-    def __init__(self, criterion: nn.Module | Callable[..., Tensor] | None) -> None:
-        self._ignore_index = ignored_label(criterion)
-        self._per_sample = per_sample_loss(criterion) if criterion is not None else None
-
-    def __call__(self, passes: list[Pass]) -> Batch:
-        """The batch; features and inputs only for a single pass."""
-        # Autocast would round our products to half precision where the loop runs inside it.
-        device = passes[0].logits.device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            logits = torch.stack([one.logits for one in passes])
-            gradient = torch.stack([cast(Tensor, one.gradient) for one in passes])
-            if self._per_sample is None:
-                observed = recognise_cross_entropy(logits, gradient)
-            else:
-                target = torch.stack(_targets(passes)).to(device)
-                observed = evaluate_criterion(
-                    self._per_sample, self._ignore_index, logits, target, gradient
-                )
-        alone = passes[0] if len(passes) == 1 else None
-        return Batch(
-            **{field.name: getattr(observed, field.name) for field in fields(Observed)},
-            features=alone.features if alone is not None else None,
-            index=_positions(passes, observed.target),
-            inputs=alone.inputs if alone is not None else None,
-        )
+    shape, given = reading.logits.shape, None
+    samples, seen = shape[0], 0
+    if handed_out is not None:
+        given = handed_out.labels
+        if given is not None and given.ndim > 1 and given.numel() == samples and len(shape) == 2:
+            samples = handed_out.size or samples  # a row for each position: `logits.view(-1, C)`
+        seen = handed_out.seen
+        handed_out.seen += samples
+    labels = labels if isinstance(labels, Tensor) else given
+    layout = reading.layout
+    return Forward(samples, shape, layout, None, handed_out, labels, seen_before=seen)
 
 
-def last(batch: Batch, passes: list[Pass]) -> Batch:
-    """The part of a batch that comes from the passes observed last, with their features."""
-    count, rows = len(passes), sum(len(one.logits) for one in passes)
-    by_pass = {"finite", "in_range", "misfit"}
-    parts = {}
-    for field in fields(Batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Tensor):
-            parts[field.name] = value[-count if field.name in by_pass else -rows :]
-    features = [one.features for one in passes if one.features is not None]
-    if len(features) == count:
-        parts["features"] = torch.cat(features)
-    return replace(batch, **parts)
+def begin(source: Forward, logits: Tensor) -> Pass:
+    """The pass whose loss is computed from the model's logits themselves."""
+    return begin_from(Origin(source), logits, source.layout.class_dim, source.labels, None)
 
 
-def _positions(passes: list[Pass], target: Tensor) -> Tensor | None:
-    """Positions `[B]` in the data set; −1 for the samples of a pass whose labels are others.
+def begin_from(
+    origin: Origin, logits: Tensor, class_dim: int, labels: Tensor | None, ignored: int | None
+) -> Pass:
+    """The pass whose loss is computed from logits that come from the model's.
 
-    A pass with fewer samples than the loader gave may be a piece of the batch, or what the loop
-    picked out of it; only in the first case the labels agree.
+    Args:
+        origin: How they come from which forward pass.
+        logits: What the loss gets.
+        class_dim: Dimension of the classes in it.
+        labels: What may be the labels.
+        ignored: The label that the loss ignores, besides negative ones.
     """
-    found: Tensor | None = None
-    for pieces in zip(*(one.pieces for one in passes), strict=True):
-        known = [piece.index for piece in pieces if piece.index is not None]
-        labels = [piece.labels for piece in pieces if piece.labels is not None]
-        if not known:
-            return None
-        index = torch.stack(known).to(target.device, non_blocking=True)
-        if not pieces[0].is_whole and labels and labels[0].ndim == 1:
-            given = torch.stack(labels).to(target.device, non_blocking=True)
-            agree = (given == target.view_as(given)).all(1, keepdim=True)
-            index = torch.where(agree, index, -1)
-        found = index if found is None else torch.where(found < 0, index, found)
-    return None if found is None else found.flatten()
+    source: Forward = origin.mark
+    classes = class_count(logits.shape, class_dim)
+    samples = source.samples if len(logits) % max(source.samples, 1) == 0 else len(logits)
+    positions = logits.numel() // max(classes * samples, 1)
+    chosen = None
+    if positions > 1:
+        fitting = _fitting(labels, samples, positions, ignored)
+        chosen = choose_positions(samples, positions, classes, logits.device, fitting)
+    rows = Rows(samples, class_dim, chosen)
+    has_features = origin.is_exact and (classes, samples) == (source.classes, source.samples)
+    return Pass(
+        source=source,
+        shape=logits.shape,
+        rows=rows,
+        # A private copy in full precision; the user may go on to change the logits in place.
+        logits=rows.of(logits.detach()).to(_full(logits.dtype), copy=chosen is None),
+        features=_features(source, rows, origin.start, positions) if has_features else None,
+        is_log=source.layout.is_log or origin.has_log_softmax,
+    )
 
 
-def _targets(passes: list[Pass]) -> list[Tensor]:
-    targets = [one.target for one in passes if one.target is not None]
-    if len(targets) < len(passes):
-        raise ValueError(
-            "no labels were found in the batches of train_loader; pass the criterion as an "
-            "nn.Module, so that its call shows them"
-        )
-    return targets
+def _features(source: Forward, rows: Rows, start: int, positions: int) -> Tensor | None:
+    features = source.features
+    if features is None or (features.ndim == 2 and positions == 1):
+        return features
+    taken = by_position(features, rows.samples, -1)[:, start : start + positions]
+    if taken.shape[1] < positions:
+        return None
+    return Rows(rows.samples, -1, rows.chosen).of(taken)
 
 
-def plain(logits: Tensor) -> Tensor:
-    """A private copy in full precision; the user may go on to change the logits in place."""
-    logits = logits.detach()
-    return logits.clone() if logits.dtype == torch.float64 else logits.to(torch.float32, copy=True)
+def _fitting(
+    labels: Tensor | None, samples: int, positions: int, ignored: int | None
+) -> Tensor | None:
+    """Labels `[B, N]`, negative where they are ignored; None unless there is one per position."""
+    if labels is None or labels.is_floating_point() or labels.numel() != samples * positions:
+        return None
+    labels = labels.reshape(samples, positions)
+    if ignored is not None and ignored >= 0:
+        labels = labels.masked_fill(labels == ignored, -1)
+    return labels
 
 
-def flat(logits: Tensor) -> Tensor:
-    """`[B, C]` from logits with trailing dimensions of size one."""
-    flat = logits.flatten(1) if logits.ndim > 1 else logits
-    if flat.ndim != 2 or logits.shape[1] != flat.shape[1] or flat.shape[1] < 2:
-        raise ValueError(
-            f"got logits of shape {list(logits.shape)}; one row of at least two class scores per "
-            "sample, [batch, classes], can be measured"
-        )
-    return flat
+def _full(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +13,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..records import Batch, Step, Update
+from .all_parameters import AllParameters
 from .batches import HandedOut
-from .head import HeadWatch
-from .hooks import Hook, ModuleHook
+from .head import HeadWatch, Reading, unknown
+from .hooks import Guard, Hook, ModuleHook
 from .loader import LoaderRecorder
-from .passes import Observer, Pass, flat, last, plain
+from .observer import Observer, last
+from .origin import Origin, find_origin, leave_mark
+from .parameters import ParameterChanges
+from .passes import Forward, Pass, begin, begin_from, forward_of
 
 _MOST_WAITING = 16
 """Micro-batches that wait to be observed together."""
@@ -46,9 +48,10 @@ class StepCapture:
         is_measured: Tells from the number of optimizer steps made so far whether the next one is
             measured.
         one_by_one: Observe each micro-batch alone, because someone wants to see its inputs.
+        all_parameters: Measures all parameters; None: only the head is measured.
         on_batch: Called with each `Batch`, some steps late at most; `observe` brings it up to date.
         on_step: Called with each `Step`, after the optimizer step.
-        on_error: Gets any exception of ours.
+        guard: Times the hooks, and gets any exception of ours.
     """
 
     def __init__(
@@ -61,36 +64,39 @@ class StepCapture:
         recorder: LoaderRecorder | None,
         is_measured: Callable[[int], bool],
         one_by_one: bool,
+        all_parameters: AllParameters | None,
         on_batch: Callable[[Batch], None],
         on_step: Callable[[Step], None],
-        on_error: Callable[[Exception], None],
+        guard: Guard,
     ) -> None:
         self.steps = 0
         """Optimizer steps made so far."""
-        self.head_watch = HeadWatch(model, head, on_error)
+        self.head_watch = HeadWatch(model, head, guard)
         self._recorder = recorder
         self._is_measured = is_measured
+        self._all = all_parameters
         self._on_batch = on_batch
         self._on_step = on_step
-        self._on_error = on_error
+        self._guard = guard
         self._observe = Observer(criterion)
         self._needs_labels = criterion is not None
         self._hooks_criterion = isinstance(criterion, nn.Module)
         self._most_waiting = 1 if one_by_one else _MOST_WAITING
         self._is_on = True
-        self._recent: deque[tuple[weakref.ref[Tensor], Pass]] = deque(maxlen=_MOST_RECENT)
+        self._key = object()
+        self._recent: deque[Forward] = deque(maxlen=_MOST_RECENT)
         self._waiting: list[Pass] = []
         self._of_step: list[Pass] = []
-        self._before: tuple[Tensor, Tensor | None] | None = None
+        self._changes = ParameterChanges()
         self._in_step: list[HandedOut] | None = None
 
         self._handles = [
-            model.register_forward_hook(ModuleHook(self._forward_done, on_error), with_kwargs=True),
-            optimizer.register_step_pre_hook(Hook(self._step_begins, on_error)),
-            optimizer.register_step_post_hook(Hook(self._step_done, on_error)),
+            model.register_forward_hook(ModuleHook(self._forward_done, guard), with_kwargs=True),
+            optimizer.register_step_pre_hook(Hook(self._step_begins, guard)),
+            optimizer.register_step_post_hook(Hook(self._step_done, guard)),
         ]
         if isinstance(criterion, nn.Module):
-            hook = ModuleHook(self._criterion_done, on_error)
+            hook = ModuleHook(self._criterion_done, guard)
             self._handles.append(criterion.register_forward_hook(hook, with_kwargs=True))
 
     def close(self) -> None:
@@ -99,37 +105,46 @@ class StepCapture:
             handle.remove()
         self.head_watch.close()
         self.turn_off()
+        if self._all is not None:
+            self._all.close()
 
     def turn_off(self) -> None:
         """Stop measuring; hooks stay, for they can't be taken off while they run."""
         self._is_on = False
         self._waiting, self._of_step = [], []
         self._recent.clear()
+        if self._all is not None:
+            self._all.turn_off()
 
     # Forward and backward pass
 
     def _forward_done(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not (self._is_on and torch.is_grad_enabled()):
             return
-        logits, features = self.head_watch.read(output)
-        if self._in_step is not None and self._before is None:
+        reading = self.head_watch.read(output)
+        if self._in_step is not None and self._changes.is_empty:
             self._remember_head()  # first pass inside a closure: the head is only known now
-        if logits is None or not logits.requires_grad:
+        if reading is None or not reading.logits.requires_grad:
             return
-        inputs = None
-        if self._most_waiting == 1:
-            inputs = args[0] if args else next(iter(kwargs.values()), None)
-        # Held until the gradient arrives, and longer if observed together: only what is needed.
-        features = features if self._is_measured(self.steps) else None
-        handed_out = self._handed_out()
-        forward = Pass(plain(logits), features, handed_out, inputs)
-        if handed_out is not None:
-            forward.seen_before = handed_out.seen
-            handed_out.seen += len(logits)
+        logits = reading.logits
+        forward = self._forward_of(reading, args, kwargs)
+        if self._all is not None:
+            position = self.head_watch.position
+            self._all.forward_done(forward, logits, position, (args, kwargs), output)
         if self._hooks_criterion:
-            self._recent.append((weakref.ref(logits), forward))
+            self._recent.append(forward)
+            leave_mark(logits, self._key, forward)
         else:
-            self._await_gradient(logits, forward)
+            self._await_gradient(logits, begin(forward, logits))
+
+    def _forward_of(self, reading: Reading, args: Any, kwargs: Any) -> Forward:
+        forward = forward_of(reading, self._handed_out(), kwargs.get("labels"))
+        # Held until the gradient arrives, and longer if observed together: only what is needed.
+        if self._is_measured(self.steps):
+            forward.features = reading.features
+        if self._most_waiting == 1:
+            forward.inputs = args[0] if args else next(iter(kwargs.values()), None)
+        return forward
 
     def _handed_out(self) -> HandedOut | None:
         return self._recorder.current if self._recorder is not None else None
@@ -141,43 +156,41 @@ class StepCapture:
         logits, target = list(named.values())[:2]
         if not logits.requires_grad:
             return
-        forward = self._pass_of(logits)
-        forward.logits, forward.target = plain(logits), target.detach()
+        origin = find_origin(logits, self._key)
+        if origin is None:
+            if self.head_watch.head is not None:
+                return  # the loss of an auxiliary output
+            origin = Origin(forward_of(unknown(logits), self._handed_out(), None), is_exact=False)
+        class_dim = self._observe.class_dim(logits.shape, origin.mark)
+        forward = begin_from(origin, logits, class_dim, target, self._observe.ignored)
+        forward.take_target(target.detach(), class_dim)
         self._await_gradient(logits, forward)
-
-    def _pass_of(self, logits: Tensor) -> Pass:
-        """The forward pass that gave these logits; one without features if none is known to."""
-        alive = [(given(), forward) for given, forward in reversed(self._recent)]
-        known = [(given, forward) for given, forward in alive if given is not None]
-        for given, forward in known:
-            if given is logits or given is logits._base:
-                return replace(forward)
-        for given, forward in known:  # a copy, in another precision or shape
-            if given.numel() == logits.numel():
-                return replace(forward)
-        return Pass(logits, None, self._handed_out(), None)
 
     def _await_gradient(self, logits: Tensor, forward: Pass) -> None:
         def arrived(gradient: Tensor) -> None:
             self._trained_on(forward, gradient.detach())
 
-        logits.register_hook(Hook(arrived, self._on_error))  # type: ignore[no-untyped-call]
+        logits.register_hook(Hook(arrived, self._guard))
+        if self._all is not None:
+            self._all.await_gradient(forward)
 
     def _trained_on(self, forward: Pass, gradient: Tensor) -> None:
         if not self._is_on:
             return
-        forward.logits = flat(forward.logits)
-        forward.gradient = gradient.reshape(forward.logits.shape)
-        forward.backward = torch._C._current_graph_task_id()
-        if forward.handed_out is not None:
-            if self._is_evaluated_again(len(forward.logits), forward.handed_out):
+        forward.take_gradient(gradient)
+        handed_out = forward.source.handed_out
+        if handed_out is not None:
+            if self._is_evaluated_again(forward.samples, handed_out):
                 return
-            self._identify(forward, forward.handed_out)
+            self._identify(forward, handed_out)
             assert self._recorder is not None
-            self._recorder.trained_on(forward.handed_out)
+            self._recorder.trained_on(handed_out)
         if self._is_measured(self.steps) and len(self._of_step) < _MOST_IN_STEP:
             self._drop_undone_passes(forward.backward)
             self._of_step.append(forward)
+            if self._all is not None:
+                forward.batch = self._observe([forward])
+                self._on_batch(forward.batch)
         else:
             self._waiting.append(forward)
             if len(self._waiting) >= self._most_waiting:
@@ -198,7 +211,9 @@ class StepCapture:
         if head is None or not head.weight.requires_grad or head.weight.grad is not None:
             return
         undone = [forward for forward in self._of_step if forward.backward != backward]
-        self._waiting += undone
+        if undone and self._all is not None:
+            self._all.discard()
+        self._waiting += [forward for forward in undone if forward.batch is None]
         self._of_step = [forward for forward in self._of_step if forward.backward == backward]
 
     def _identify(self, forward: Pass, handed_out: HandedOut) -> None:
@@ -207,16 +222,16 @@ class StepCapture:
         Pieces of a batch come in the order in which they went through the model, or in that of
         their backward passes if other passes, as for a metric, came in between.
         """
-        count = len(forward.logits)
+        count = forward.samples
         pieces = {
             piece.start: piece
-            for start in (handed_out.used, forward.seen_before)
+            for start in (handed_out.used, forward.source.seen_before)
             if (piece := handed_out.piece(count, start)) is not None
         }
         forward.pieces = tuple(pieces.values())
         handed_out.used = min(handed_out.used + count, handed_out.size or 0)
-        if self._needs_labels and forward.target is None and pieces:
-            forward.target = forward.pieces[0].labels
+        if self._needs_labels and forward.target is None:
+            forward.take_labels(self._observe.class_dim(forward.shape, forward.source))
 
     # Observation
 
@@ -225,7 +240,7 @@ class StepCapture:
         try:
             self._observe_waiting()
         except Exception as error:
-            self._on_error(error)
+            self._guard.on_error(error)
 
     def _observe_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -236,6 +251,8 @@ class StepCapture:
 
     def _observe_step(self, passes: list[Pass]) -> list[Batch]:
         """The batches of a measured step; what waits is observed with them where it is alike."""
+        if self._all is not None:
+            return [forward.batch for forward in passes if forward.batch is not None]
         kind = passes[0].kind
         waiting = [forward for forward in self._waiting if forward.kind == kind]
         if self._most_waiting > 1 and all(forward.kind == kind for forward in passes):
@@ -250,20 +267,21 @@ class StepCapture:
 
     # Optimizer step
 
-    def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if not self._is_on:
-            return
+            return None
         self._in_step = []
-        self._before = None
+        self._changes.take()
         self._remember_head()
+        return self._all.step_begins(args, kwargs) if self._all is not None else None
 
     def _remember_head(self) -> None:
         head = self.head_watch.head
         if head is not None and self._is_measured(self.steps):
-            bias = None if head.bias is None else head.bias.detach().clone()
-            self._before = (head.weight.detach().clone(), bias)
+            self._changes.remember(dict(head.named_parameters(recurse=False)))
 
     def _step_done(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        gradients, changes = self._all.step_done() if self._all is not None else (None, None)
         if not self._is_on:
             return
         self._in_step = None
@@ -273,14 +291,10 @@ class StepCapture:
             self._recorder.stepped()
         batches = tuple(self._observe_step(passes)) if passes else ()
         update = self._head_update() if batches else None
-        self._on_step(Step(batches, update))
+        self._on_step(Step(batches, update, gradients, changes))
 
     def _head_update(self) -> Update | None:
-        head, before = self.head_watch.head, self._before
-        if head is None or before is None:
+        changes = self._changes.take()
+        if "weight" not in changes:
             return None
-        weight, bias = before
-        return Update(
-            (head.weight.detach() - weight).flatten(1),
-            None if bias is None or head.bias is None else head.bias.detach() - bias,
-        )
+        return Update(changes["weight"].flatten(1), changes.get("bias"))

@@ -74,7 +74,7 @@ def train(
         for images, labels in train_loader:
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         raw_accuracy.append(_test_accuracy(model, problem))
         # Here a script says `if monitor.should_stop: break`. The demo goes on to show what follows.

@@ -1,0 +1,118 @@
+"""A model that can be run once more without anyone noticing."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module inside what exchanges gradients or compiles."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+@contextlib.contextmanager
+def quiet(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, calls of the model fire no hooks, compile and say nothing, and leave no trace in it.
+
+    Full precision: whether autocast was on in the training pass can't be told from here, and the
+    gradients are those of the same function, with less noise.
+    """
+    found = {module: dict(vars(module)) for module in model.modules()}
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # the training pass gave them
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            if hasattr(torch.compiler, "set_stance"):  # torch 2.6
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if any(isinstance(module, nn.RNNBase) for module in found):
+                # Their fused kernels can't be mapped over samples.
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            for module in found:
+                _silence(module)
+            yield
+    finally:
+        for module, attributes in found.items():
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+
+
+def _silence(module: nn.Module) -> None:
+    attributes = vars(module)
+    attributes["_compiled_call_impl"] = None
+    for kind in _HOOKS:
+        # weight_norm, pruning and the like compute the weight in a hook
+        computing = {
+            key: hook
+            for key, hook in attributes[kind].items()
+            if type(hook).__module__.startswith("torch.nn.utils")
+        }
+        attributes[kind] = OrderedDict(computing)
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """State of the generators that a forward pass may draw from."""
+
+    device: torch.device
+    tensors: tuple[Tensor, ...]
+    """Of torch's generators: the CPU's, and that of the CUDA device that the model is on."""
+    python: Any
+    numpy: Any
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """The state of this moment."""
+        states = [torch.get_rng_state()]
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        return cls(device, tuple(states), random.getstate(), np.random.get_state())
+
+    def restore(self) -> None:
+        """Draw from here on what was drawn since."""
+        torch.set_rng_state(self.tensors[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.tensors[1], self.device)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+
+    def is_drawn_from(self) -> bool:
+        """True if torch's generators have moved on."""
+        now = RandomState.now(self.device).tensors
+        return not all(torch.equal(*pair) for pair in zip(self.tensors, now, strict=True))
+
+
+@contextlib.contextmanager
+def unchanged_randomness(device: torch.device) -> Iterator[None]:
+    """Afterwards, the generators are where they were."""
+    state = RandomState.now(device)
+    try:
+        yield
+    finally:
+        state.restore()

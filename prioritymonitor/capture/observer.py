@@ -1,0 +1,132 @@
+"""What is observed of passes once the gradients of their logits are there."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..records import Batch, Labels
+from .losses.criterion import Criterion, Loss
+from .losses.cross_entropy import recognise_cross_entropy
+from .losses.dense import of_samples
+from .losses.observed import Observed
+from .passes import Forward, Pass
+
+
+class Observer:
+    """Turns passes of one kind into a `Batch`.
+
+    Args:
+        criterion: The loss, if it was passed in; None: cross-entropy is recognised.
+    """
+
+    def __init__(self, criterion: Loss | None) -> None:
+        self._criterion = Criterion(criterion) if criterion is not None else None
+
+    @property
+    def ignored(self) -> int | None:
+        """The label that the loss leaves out; None if it is not known."""
+        return self._criterion.ignored if self._criterion is not None else None
+
+    def class_dim(self, shape: torch.Size, source: Forward) -> int:
+        """Dimension of the classes in what the criterion gets: 1, or −1 for the last.
+
+        Args:
+            shape: Shape of what the criterion gets.
+            source: The forward pass that it comes from.
+        """
+        if len(shape) < 3:
+            return -1
+        is_first = self._criterion is not None and self._criterion.takes_classes_first
+        return 1 if is_first or shape != source.shape else source.layout.class_dim
+
+    def __call__(self, passes: list[Pass]) -> Batch:
+        """The batch; features and inputs only for a single pass."""
+        # Autocast would round our products to half precision where the loop runs inside it.
+        device = passes[0].logits.device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            observed = self._observe(passes, device)
+            positions = passes[0].positions
+            if positions > 1:
+                reached = [one.reached for one in passes if one.reached is not None]
+                all_reached = torch.stack(reached) if reached else None
+                observed = of_samples(observed, positions, all_reached)
+        alone = passes[0] if len(passes) == 1 else None
+        return Batch(
+            **{field.name: getattr(observed, field.name) for field in fields(Observed)},
+            features=_by_sample(alone) if alone is not None else None,
+            index=_positions(passes, observed),
+            inputs=alone.source.inputs if alone is not None else None,
+        )
+
+    def _observe(self, passes: list[Pass], device: torch.device) -> Observed:
+        logits = torch.stack([one.logits for one in passes])
+        gradient = torch.stack([cast(Tensor, one.gradient) for one in passes])
+        form = passes[0].form
+        if self._criterion is None:
+            if logits.shape[2] < 2:
+                raise ValueError(
+                    "got logits with one number per sample; a cross-entropy over classes needs at "
+                    "least two: pass the loss as criterion="
+                )
+            return recognise_cross_entropy(logits, gradient)
+        target = torch.stack(_targets(passes)).to(device)
+        assert form is not None
+        return self._criterion(logits, target, gradient, form, passes[0].is_log)
+
+
+def last(batch: Batch, passes: list[Pass]) -> Batch:
+    """The part of a batch that comes from the passes observed last, with their features."""
+    count, samples = len(passes), sum(one.samples for one in passes)
+    by_pass = {"finite", "in_range", "misfit", "strength"}
+    parts: dict[str, Any] = {}
+    for field in fields(Batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            parts[field.name] = value[-count if field.name in by_pass else -samples :]
+    features = [rows for one in passes if (rows := _by_sample(one)) is not None]
+    if len(features) == count:
+        parts["features"] = torch.cat(features)
+    return replace(batch, **parts)
+
+
+def _by_sample(one: Pass) -> Tensor | None:
+    """Input of the head, `[B, D]`, or `[B, P, D]` for several positions of a sample."""
+    if one.features is None or one.positions == 1:
+        return one.features
+    return one.features.view(one.samples, one.positions, -1)
+
+
+def _positions(passes: list[Pass], observed: Observed) -> Tensor | None:
+    """Positions `[B]` in the data set; −1 for the samples of a pass whose labels are others.
+
+    A pass with fewer samples than the loader gave may be a piece of the batch, or what the loop
+    picked out of it; only in the first case the labels agree.
+    """
+    target, has_label = observed.target, observed.labels is Labels.ONE
+    found: Tensor | None = None
+    for pieces in zip(*(one.pieces for one in passes), strict=True):
+        known = [piece.index for piece in pieces if piece.index is not None]
+        labels = [piece.labels for piece in pieces if piece.labels is not None]
+        if not known:
+            return None
+        index = torch.stack(known).to(target.device, non_blocking=True)
+        if has_label and not pieces[0].is_whole and labels and labels[0].ndim == 1:
+            given = torch.stack(labels).to(target.device, non_blocking=True)
+            agree = (given == target.view_as(given)).all(1, keepdim=True)
+            index = torch.where(agree, index, -1)
+        found = index if found is None else torch.where(found < 0, index, found)
+    return None if found is None else found.flatten()
+
+
+def _targets(passes: list[Pass]) -> list[Tensor]:
+    targets = [one.target for one in passes if one.target is not None]
+    if len(targets) < len(passes):
+        raise ValueError(
+            "no labels were found in the batches of train_loader; pass the criterion as an "
+            "nn.Module, so that its call shows them"
+        )
+    return targets
