@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from prioritymonitor import GradientMonitor
 
-DEFAULT_EVERY = 8
+DEFAULT_EVERY = 16
 """Each how many steps the monitor measures at its defaults."""
 
 

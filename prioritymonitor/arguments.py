@@ -93,6 +93,8 @@ def check_choices(scope: Any, engine: Any, stop: Any, keep_best: Any, max_tracke
 
 def check_pace(every: Any, budget: Any) -> None:
     """Raises unless they say which steps to measure."""
+    if every is None:
+        every = 1
     if isinstance(every, str) and every != "auto":
         raise ArgumentValueError(f'got every={every!r}; use "auto" or a whole number')
     if every != "auto" and (not isinstance(every, int) or isinstance(every, bool)):

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from .records import GroupGradients, GroupMoments
 
+_WRAPPERS = {"module", "_orig_mod", "_module"}
+"""What stands before the names of a model in a wrapper: of data parallel training, of
+`torch.compile`, of Opacus."""
+
 
 def block_products(
     gradients: GroupGradients, changes: dict[str, Tensor]
@@ -26,15 +30,24 @@ def block_products(
     """
     products: dict[str, list[Tensor]] = {}
     for name, groups in gradients.sums.items():
+        if name not in changes:
+            continue  # frozen between its backward pass and the step
         clean, noisy = (group.flatten() for group in groups)
         change = changes[name].flatten().to(clean.dtype)
         pairs = (clean, clean), (clean, noisy), (noisy, noisy), (clean, change), (noisy, change)
         dots = torch.stack([torch.dot(*pair) for pair in pairs])
-        products.setdefault(name.partition(".")[0], []).append(dots)
+        products.setdefault(_block_of(name), []).append(dots)
     if not products:
         return (), torch.zeros(0, 2, 3, dtype=torch.float64)
     summed = torch.stack([torch.stack(parts).double().sum(0) for parts in products.values()])
     return tuple(products), summed[:, [[0, 1, 3], [1, 2, 4]]]
+
+
+def _block_of(name: str) -> str:
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in _WRAPPERS:
+        del parts[0]
+    return parts[0]
 
 
 def all_moments(gradients: GroupGradients, products: Tensor, count: Tensor) -> GroupMoments:

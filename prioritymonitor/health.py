@@ -107,4 +107,5 @@ class Health:
             seen = "the output of head= is not the model's logits"
         else:
             seen = "no linear layer was seen to give the model's logits; pass it as head="
+        seen += ", and with torch.compile, compile only what comes before it"
         return [f"{seen}. Statistics of the head are off; losses, suspects and the stop go on"]

@@ -124,7 +124,7 @@ def _head_moments(
         target = torch.cat([batch.target for batch in batches])
         segment = segment_moments(residual, products, weight, target, true_label)
         moments = {"segment_sums": segment.sums, "segment_diagonal": segment.diagonal}
-    if step.gradients is None:
+    if not step.is_of_all:
         if products is not None:
             gram = gradient_products(residual, products)
         else:
@@ -145,6 +145,7 @@ def _all_moments(step: Step, counted: Tensor) -> dict[str, Tensor]:
         "diagonal": group.diagonal,
         "contributions": -products.sum(0)[:, 2],
         "coverage": torch.full_like(group.sums[0, 0], step.gradients.coverage),
+        "mixed": torch.full_like(group.sums[0, 0], torch.nan if step.gradients.is_mixed else 0.0),
         **{f"block/{name}": product[:, :2] for name, product in zip(blocks, products, strict=True)},
     }
 
@@ -169,6 +170,8 @@ def _scalars(moments: dict[str, Tensor]) -> list[dict[str, float]]:
     named = {"train_loss": moments["loss"] / count}
     if "sums" in moments:
         named |= group_statistics(GroupMoments(moments["sums"], moments["diagonal"], count))
+        if "mixed" in moments:  # rows of one batch say nothing about the population
+            named |= {k: v + moments["mixed"] for k, v in named.items() if "_population" in k}
         clean, noisy = (moments["contributions"].T / count).unbind(0)
         named |= {"contribution_clean": clean, "contribution_noisy": noisy}
     if "segment_sums" in moments:

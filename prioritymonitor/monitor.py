@@ -13,13 +13,16 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from . import arguments
-from .capture.engines import check_model
+from .capture.engines import choose
 from .decision import StopRule
 from .errors import PriorityMonitorError
 from .noise import KnownNoise, NoisyCallable
 from .records import Decision, Suspect
 from .settings import Settings
 from .watch import Watch
+
+_EVERY = {"head": 8, "all": 16}
+"""Optimizer steps from a measured one to the next, unless the user says."""
 
 
 class GradientMonitor:
@@ -56,11 +59,16 @@ class GradientMonitor:
             `train_loader.dataset`, or a function `(inputs, targets, index) -> bool [B]`.
         true_labels: Known true labels, for experiments: int `[n]`. Says what `noisy` says, and the
             true class of the noisy samples with it.
-        scope: Which parameters the step statistics cover: `"head"`.
-        engine: How per-sample gradients are obtained: `"auto"`.
+        scope: Which parameters the step statistics cover: `"head"`, the last linear layer, at next
+            to no cost, or `"all"`.
+        engine: How per-sample gradients of all parameters are obtained: `"closed_form"`, from what
+            the backward pass brings to each layer, `"func"`, by `torch.func`, or `"opacus"`, by
+            Opacus (an extra) or from the gradients of a model that trains under its
+            `PrivacyEngine`. `"auto"` takes the first that can see the model's layers.
         every: Step statistics are measured in each `every`-th optimizer step, at least 1. Losses
-            and margins are kept in every step. `"auto"`: as often as `budget` allows, in each to
-            each 256th step, decided anew at fixed steps and alike on all ranks of a process group.
+            and margins are kept in every step. None: 8 for the head, 16 for all parameters.
+            `"auto"`: as often as `budget` allows, in each to each 256th step, decided anew at fixed
+            steps and alike on all ranks of a process group.
         budget: With `every="auto"`, the largest share of wall time that may be spent inside the
             monitor, in (0, 1); not used otherwise. The time is that of the host: on an accelerator,
             handing work over and waiting for it.
@@ -90,7 +98,7 @@ class GradientMonitor:
         true_labels: Tensor | None = None,
         scope: Literal["head", "all"] = "head",
         engine: Literal["auto", "closed_form", "func", "opacus"] = "auto",
-        every: int | Literal["auto"] = 8,
+        every: int | Literal["auto"] | None = None,
         budget: float = 0.02,
         stop: StopRule | None = StopRule(),  # noqa: B008  it is frozen
         keep_best: Literal["averaged", "last"] | None = "averaged",
@@ -104,9 +112,7 @@ class GradientMonitor:
         arguments.check_criterion(criterion, train_loader)
         arguments.check_choices(scope, engine, stop, keep_best, max_tracked)
         arguments.check_pace(every, budget)
-        chosen = "closed_form" if engine == "auto" else engine
-        if scope == "all":
-            check_model(chosen, model)
+        chosen = choose(engine, model) if scope == "all" else None
         arguments.check_output(log_dir, writer)
         dataset = train_loader.dataset if train_loader is not None else None
         flags = arguments.check_noisy(noisy, dataset)
@@ -122,8 +128,8 @@ class GradientMonitor:
                 criterion=criterion,
                 head=head,
                 known_noise=KnownNoise(flags, labels) if noisy_is_known else None,
-                engine=chosen if scope == "all" else None,
-                every=every,
+                engine=chosen,
+                every=every if every is not None else _EVERY[scope],
                 budget=float(budget),
                 stop=stop,
                 keep_best=keep_best,
@@ -247,10 +253,14 @@ class GradientMonitor:
         self.close()
 
     def __repr__(self) -> str:
-        capture = self._watch.capture
+        capture, everything = self._watch.capture, self._watch.all_parameters
+        scope = 'scope="head"'
+        if everything is not None:
+            engine = self._watch.settings.engine
+            scope = f'scope="all", engine={engine!r}, coverage={everything.coverage:.3f}'
         return (
             f"GradientMonitor({self._model_name}, head={capture.head_watch.head}, "
-            f"every={self._watch.settings.every}, steps={capture.steps}, "
+            f"{scope}, every={self._watch.settings.every}, steps={capture.steps}, "
             f"epochs={self._watch.epoch}, {self.decision.message!r})"
         )
 

@@ -85,6 +85,8 @@ class Step:
     """Of all parameters; None where only the head is measured."""
     changes: dict[str, Tensor] | None = None
     """What the step did to each parameter in `gradients`."""
+    is_of_all: bool = False
+    """True where all parameters are to be measured, so that the head does not stand for them."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ class GroupGradients:
     """`w_i`, `[B]`."""
     coverage: float
     """Share of the trainable parameters that is measured, in [0, 1]."""
+    is_mixed: bool = False
+    """True where a layer mixes the samples, as BatchNorm does in training: `g_i` is then the row of
+    sample i in the gradient of the batch, and rows of one batch are not independent."""
 
 
 @dataclass(frozen=True)

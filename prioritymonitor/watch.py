@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -18,15 +18,13 @@ from .capture.loader import LoaderRecorder
 from .capture.step import StepCapture
 from .decision import StopRule
 from .errors import ArgumentValueError
+from .grouping import Grouping
 from .health import Health
-from .membership import noisy_weight
 from .meter import StepMeter
 from .pace import make_pace
 from .path import PriorityPath
 from .records import Batch, Decision, Labels, Step, StopReason
-from .reporting.log import Log
-from .reporting.run_folder import write_run
-from .reporting.tensorboard import EventWriter
+from .reporting.reports import Reports
 from .settings import Settings
 
 _EXTRA_EPOCHS_KEPT = 8
@@ -51,13 +49,13 @@ class Watch:
         self.latest: dict[str, float] = {}
         self.records: list[dict[str, Any]] = []
         self.epoch = 0
-        self.log = Log()
-        self.path: PriorityPath | None = None
+        self.reports = Reports(settings.log_dir, settings.writer)
+        self.log = self.reports.log
+        self._grouping = Grouping(settings.known_noise)
         self.keeper: WeightKeeper | None = None
         guard = Guard(self._failed)
         self._meter = StepMeter(guard.stopwatch.share)
         self.pace = make_pace(settings.every, settings.budget, guard.stopwatch, self.log.once)
-        self._events = EventWriter(settings.log_dir, settings.writer, self._writing_failed)
         self._lost_identity = False
         self._has_classes = True
         self._steps_untraced = 0
@@ -72,7 +70,17 @@ class Watch:
             has_named_head=settings.head is not None,
             has_identity=self.path is not None,
         )
-        self.all_parameters = self._all_parameters(model, optimizer, guard)
+        self.all_parameters: AllParameters | None = None
+        if settings.engine is not None:
+            self.all_parameters = AllParameters(
+                model,
+                optimizer,
+                ENGINES[settings.engine],
+                is_measured=lambda: self.pace.is_measured(self.capture.steps),
+                noisy_weight=self._grouping.noisy_weight,
+                guard=guard,
+                on_problem=self.log.once,
+            )
         self.capture = StepCapture(
             model,
             optimizer,
@@ -87,20 +95,10 @@ class Watch:
             guard=guard,
         )
 
-    def _all_parameters(
-        self, model: nn.Module, optimizer: Optimizer, guard: Guard
-    ) -> AllParameters | None:
-        if self.settings.engine is None:
-            return None
-        return AllParameters(
-            model,
-            optimizer,
-            ENGINES[self.settings.engine],
-            is_measured=lambda: self.pace.is_measured(self.capture.steps),
-            noisy_weight=self._noisy_weight,
-            guard=guard,
-            on_problem=self.log.once,
-        )
+    @property
+    def path(self) -> PriorityPath | None:
+        """The past of the samples; None where they have no identity."""
+        return self._grouping.path
 
     def _follow_samples(
         self, model: nn.Module, loader: DataLoader[Any], recorder: LoaderRecorder
@@ -116,7 +114,7 @@ class Watch:
         averaged = self.settings.keep_best == "averaged"
         rule = self.settings.stop or StopRule()
         lag = rule.average_lag if averaged else 0
-        self.path = PriorityPath(size, self.settings.max_tracked, self.settings.stop, lag)
+        self._grouping.path = PriorityPath(size, self.settings.max_tracked, self.settings.stop, lag)
         if self.settings.keep_best is not None:
             self.keeper = WeightKeeper(model, averaged, rule.patience + _EXTRA_EPOCHS_KEPT)
 
@@ -137,50 +135,36 @@ class Watch:
     def _batch_trained(self, batch: Batch) -> None:
         self.log.once(*self._health.add(batch))
         if batch.labels is Labels.NUMBERS and self._has_classes:
-            self._has_classes, self.path = False, None
+            self._has_classes, self._grouping.path = False, None
             self.log.once(f"{StopReason.NO_CLASSES.value}: there are no suspects and no stop")
         if batch.index is not None:
             self._steps_untraced = 0
-        if self.path is not None and batch.index is not None:
-            known = self.settings.known_noise
-            self.path.record(batch, known.is_noisy(batch) if known is not None else None)
+        self._grouping.record(batch)
 
     def _step_made(self, step: Step) -> None:
         self._steps_untraced += 1
         if step.batches:
             self.log.once(*self._health.add_first_step(step.batches[0]))
-            known = self.settings.known_noise
-            weight = [self._noisy_weight(batch) for batch in step.batches]
-            true_label = [
-                known.true_label(batch) if known is not None else batch.rival
-                for batch in step.batches
-            ]
-            self._meter.measure(self.capture.steps, step, torch.cat(weight), torch.cat(true_label))
+            weight = torch.cat([self._grouping.noisy_weight(batch) for batch in step.batches])
+            true_label = torch.cat([self._grouping.true_label(batch) for batch in step.batches])
+            self._meter.measure(self.capture.steps, step, weight, true_label)
         if self.keeper is not None:
             self.keeper.update(self._expected_steps)
         if self.path is not None and self._steps_untraced == 2 * int(self._expected_steps) + 16:
             self.log.once(
                 f"{self._steps_untraced} optimizer steps used no batch of train_loader; pass the "
-                "loader that the loop iterates over, and the model that it calls"
+                "loader that the loop iterates over, and the model that it calls; one in a larger "
+                "compiled function is not seen, so compile it by itself: torch.compile(model)"
             )
         if self._meter.is_full:
             self.report_steps()
         self.pace.step_made(self.capture.steps)
 
-    def _noisy_weight(self, batch: Batch) -> Tensor:
-        if self.settings.known_noise is not None:
-            return self.settings.known_noise.is_noisy(batch)
-        if self.path is not None:
-            return self.path.membership(batch)
-        if batch.labels is Labels.NUMBERS:
-            return torch.full_like(batch.margin, torch.nan)
-        return noisy_weight(batch.margin, noise_rate=0.5)  # a stream: nothing else is known
-
     def report_steps(self) -> None:
         """Read what was measured since the last report, and write it."""
         for report in self._meter.read():
             self.latest = report.values
-            self._events.scalars(report.values, report.step, report.time)
+            self.reports.step(report.values, report.step, report.time)
 
     # Epochs
 
@@ -211,8 +195,7 @@ class Watch:
                     "train_loader and the model changes the order of batches or their labels"
                 )
         self.records.append(record)
-        self.log.epoch(record, self.decision)
-        self._events.scalars(_numbers(record), self.capture.steps)
+        self.reports.epoch(record, self.decision)
         if self.decision.stop and not stopped_before:
             self._stopped()
 
@@ -220,22 +203,15 @@ class Watch:
         decision = self.decision
         if self.keeper is not None and decision.best_epoch is not None:
             self.keeper.settle(decision.best_epoch)
-        self.log.stop(decision)
-        self._events.text("decision", decision.message, self.capture.steps)
-        self._events.flush()
+        self.reports.stop(decision, self.capture.steps)
         self.write_folder()
 
     def _lose_identity(self, reason: str) -> None:
         if self.path is not None:
             self.log.once(f"samples have no identity, {reason}: no suspects, no stop from here on")
-            self.path, self._lost_identity = None, True
+            self._grouping.path, self._lost_identity = None, True
 
     # Failures and the end
-
-    def _writing_failed(self, error: Exception) -> None:
-        self.log.once(
-            f"writing is off, measuring and training go on: {type(error).__name__}: {error}"
-        )
 
     def _failed(self, error: Exception) -> None:
         if self._failure is not None:
@@ -248,16 +224,12 @@ class Watch:
         logging.getLogger("prioritymonitor").debug("the cause", exc_info=error)
         self.capture.turn_off()
         self.pace.close()
-        self._events.flush()
+        self.reports.flush()
 
     def write_folder(self) -> None:
         """Write suspects and history to the run folder."""
-        if self.settings.log_dir is None or self.path is None:
-            return
-        try:
-            write_run(self.settings.log_dir, self.path.suspects(None), self.history())
-        except OSError as error:
-            self._writing_failed(error)
+        if self.path is not None:
+            self.reports.folder(self.path.suspects(None), self.history())
 
     def history(self) -> list[dict[str, Any]]:
         """The records of the epochs, with the priority as it looks today."""
@@ -277,7 +249,7 @@ class Watch:
             self._recorder.close()
         self.report_steps()
         self.write_folder()
-        self._events.close()
+        self.reports.close()
 
     # State
 
@@ -303,7 +275,7 @@ class Watch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
         if state["lost_identity"]:
-            self.path, self._lost_identity = None, True
+            self._grouping.path, self._lost_identity = None, True
         for name, part in (("path", self.path), ("keeper", self.keeper)):
             if (part is None) != (state[name] is None):
                 raise ArgumentValueError(
@@ -322,10 +294,4 @@ class Watch:
         self.pace.load_state_dict(state["pace"])
         self.latest = dict(state["latest"])
         self.records = [dict(record) for record in state["records"]]
-        self._events.resume_at(self.capture.steps)
-
-
-def _numbers(record: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: float(value) for name, value in record.items() if name != "step" and value is not None
-    }
+        self.reports.resume_at(self.capture.steps)

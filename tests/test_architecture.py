@@ -43,7 +43,12 @@ ALLOWED = {
     "capture.losses.dense": LEAVES | {"capture.losses.observed"},
     "capture.positions": set(),
     "capture.origin": set(),
-    "capture.head": {"capture.hooks", "capture.origin", "capture.positions"},
+    "capture.head": {
+        *("capture.hooks", "capture.origin", "capture.positions", "capture.quiet"),
+        "capture.uncompiled",
+    },
+    "capture.quiet": set(),
+    "capture.uncompiled": {"capture.hooks", "capture.quiet"},
     "capture.batches": set(),
     "capture.loader": {"capture.batches", "capture.hooks"},
     "capture.passes": LEAVES
@@ -60,19 +65,23 @@ ALLOWED = {
     | {
         *("capture.batches", "capture.hooks", "capture.head", "capture.loader", "capture.passes"),
         *("capture.observer", "capture.origin", "capture.all_parameters", "capture.parameters"),
+        "capture.undone",
     },
+    "capture.undone": {"capture.hooks"},
     "capture.engines.check": LEAVES
-    | {"capture.hooks", "capture.parameters", "capture.engines.engine"},
+    | {"capture.hooks", "capture.parameters", "capture.quiet", "capture.engines.engine"},
     "capture.engines.sums": LEAVES,
     "capture.engines.engine": LEAVES | {"capture.hooks"},
     "capture.engines.uses": set(),
-    "capture.engines.calls": {"capture.engines.uses"},
+    "capture.engines.convolution": {"capture.engines.uses"},
+    "capture.engines.calls": LEAVES | {"capture.engines.uses"},
     "capture.engines.attention": {"capture.engines.calls", "capture.engines.uses"},
     "capture.engines.formulas": {
         *("capture.engines.attention", "capture.engines.calls", "capture.engines.uses"),
+        "capture.engines.convolution",
     },
     "capture.engines.recompute": {
-        *("capture.engines.calls", "capture.engines.quiet", "capture.engines.uses"),
+        *("capture.engines.calls", "capture.quiet", "capture.engines.uses"),
     },
     "capture.engines.broadcasts": {"capture.hooks"},
     "capture.engines.ledger": LEAVES
@@ -82,7 +91,7 @@ ALLOWED = {
     },
     "capture.engines.closed_form": LEAVES
     | {
-        *("capture.hooks", "capture.parameters", "capture.engines.broadcasts"),
+        *("capture.hooks", "capture.parameters", "capture.quiet", "capture.engines.broadcasts"),
         *("capture.engines.calls", "capture.engines.engine", "capture.engines.formulas"),
         *("capture.engines.ledger", "capture.engines.recompute", "capture.engines.uses"),
     },
@@ -92,11 +101,10 @@ ALLOWED = {
         *("capture.hooks", "capture.parameters", "capture.passes"),
         "capture.engines.engine",
     },
-    "capture.engines.quiet": set(),
     "capture.engines.mapped": LEAVES | {"capture.head"},
     "capture.engines.layer_samples": {"capture.hooks"},
-    "capture.engines.func": ENGINE | {"capture.engines.mapped", "capture.engines.quiet"},
-    "capture.engines.opacus": ENGINE | {"capture.engines.layer_samples"},
+    "capture.engines.func": ENGINE | {"capture.engines.mapped", "capture.quiet"},
+    "capture.engines.opacus": ENGINE | {"capture.engines.layer_samples", "capture.quiet"},
     "history": LEAVES,
     "averaging": LEAVES,
     "noise": LEAVES,
@@ -104,10 +112,13 @@ ALLOWED = {
     "reporting.tensorboard": LEAVES,
     "reporting.log": LEAVES,
     "reporting.run_folder": LEAVES,
+    "reporting.reports": LEAVES
+    | {"reporting.log", "reporting.run_folder", "reporting.tensorboard"},
     # what puts the stages together, in their order
     "meter": LEAVES | {"attribution", "blocks", "statistics"},
     "pace": {"cadence", "distributed", "stopwatch"},
     "path": LEAVES | {"history", "membership", "statistics", "decision"},
+    "grouping": LEAVES | {"membership", "noise", "path"},
     "arguments": LEAVES | {"capture.head", "decision"},
     "settings": {"decision", "noise"},
 }

@@ -72,7 +72,7 @@ def documented(heading):
     """First cells of the table under a heading of the page on what is measured."""
     section = (PAGES / "measured.md").read_text().split(heading)[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)
-    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    return {name for row in rows for name in re.findall(r"`(\w+)(?:/BLOCK)?`", row)}
 
 
 def test_every_tag_is_documented_and_every_documented_tag_exists():
@@ -89,6 +89,24 @@ def test_every_tag_is_documented_and_every_documented_tag_exists():
     assert steps == documented("## In each measured step")
     epochs = set(monitor.history()[0]) - {"step"}
     assert epochs == documented("## In each epoch")
+    monitor.close()
+
+
+def test_every_tag_of_all_parameters_is_documented_and_every_documented_one_exists():
+    data = make_data(torch.float32)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = GradientMonitor(model, optimizer, make_loader(data, batch_size=20), scope="all")
+    F.cross_entropy(model(data.inputs), data.given).backward()
+    optimizer.step()
+    of_blocks = {name.split("/")[0] for name in monitor.latest if name.endswith("/0")}
+    alone = documented("## In each measured step")
+    assert set(monitor.latest) >= {"coverage", "dominance_ratio/0", "dominance_ratio/2"}
+    blocks_only = {"dominance_ratio", "group_cosine", "noise_share"}
+    assert documented("## With all parameters") == blocks_only | {"coverage"}
+    assert of_blocks - {"segment_ratio", "segment_ratio_population"} == blocks_only
+    names = {name.split("/")[0].removesuffix("_population") for name in monitor.latest}
+    assert names == alone | {"coverage"}
     monitor.close()
 
 

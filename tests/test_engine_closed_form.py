@@ -106,7 +106,9 @@ def test_batch_norm_gives_each_sample_its_row_of_the_batch_gradient():
         for (name, _), row in zip(model.named_parameters(), rows, strict=True)
     }
     square = sum(row.flatten(1).square().sum(1) for row in rows)
-    assert driver.problems == []
+    (problem,) = driver.problems
+    assert "BatchNorm in training mode mixes the samples" in problem
+    assert record.is_mixed
     assert largest_difference(record, sums, square) < TOLERANCE[torch.float64]
 
 
@@ -292,3 +294,59 @@ def test_dropout_inside_attention_falls_as_in_the_training_pass():
     assert driver.problems == driver.errors == []  # the self-check would tell other masks
     assert driver.records[0].coverage == 1
     assert not torch.equal(torch.get_rng_state(), state)
+
+
+class Ragged(nn.Module):
+    """Bags of unequal lengths, one after the other."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.bags = nn.EmbeddingBag(7, 4, **options)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, samples):
+        offsets = torch.tensor([0, *(len(tokens) for tokens in samples)]).cumsum(0)
+        if not self.bags.include_last_offset:
+            offsets = offsets[:-1]
+        return self.head(self.bags(torch.cat(samples), offsets))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("include_last_offset", [True, False])
+def test_bags_of_unequal_lengths_are_followed(mode, include_last_offset):
+    torch.manual_seed(0)
+    model = Ragged(mode=mode, include_last_offset=include_last_offset).double()
+    samples, labels = [torch.randint(7, (n,)) for n in (3, 1, 4, 2)], torch.arange(4) % 3
+    rows = []
+    for sample, label in zip(samples, labels, strict=True):
+        loss = cross_entropy(model([sample]), label.unsqueeze(0))
+        rows.append(torch.autograd.grad(loss, list(model.parameters())))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    driver = Driver(ClosedFormEngine, model, optimizer)
+    cross_entropy(model(samples), labels).backward()
+    optimizer.step()
+    driver.close()
+    (record,), (w,) = driver.records, driver.weights
+    by_name = dict(zip(dict(model.named_parameters()), zip(*rows, strict=True), strict=True))
+    sums = {
+        name: [sum((1 - a) * g for a, g in zip(w, gs, strict=True)), sum(map(torch.mul, w, gs))]
+        for name, gs in by_name.items()
+    }
+    square = torch.stack([sum(g.square().sum() for g in row) for row in rows])
+    assert driver.problems == []
+    assert largest_difference(record, sums, square) < TOLERANCE[torch.float64]
+
+
+class Doubled(nn.Linear):
+    """Looks like a linear layer and is another."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_a_layer_that_only_descends_from_a_known_one_is_computed_as_itself():
+    torch.manual_seed(0)
+    model = nn.Sequential(Doubled(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    driver, error = measured(model, [batch()])
+    assert driver.problems == []
+    assert error < TOLERANCE[torch.float64]

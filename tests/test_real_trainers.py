@@ -67,10 +67,11 @@ def fit_with_lightning(tmp_path, attach, loader, **options):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_lightning_with_automatic_optimisation_is_measured(accumulate, tmp_path):
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_lightning_with_automatic_optimisation_is_measured(scope, accumulate, tmp_path, said):
     data = make_data(torch.float32)
     loader = make_loader(data, batch_size=10, shuffle=True)
-    attach = Attach(loader, noisy=data.noisy)
+    attach = Attach(loader, noisy=data.noisy, scope=scope)
     monitor = fit_with_lightning(
         tmp_path, attach, loader, max_epochs=3, accumulate_grad_batches=accumulate
     )
@@ -79,6 +80,8 @@ def test_lightning_with_automatic_optimisation_is_measured(accumulate, tmp_path)
     assert attach.stop_seen == [1, 2, 3]  # each epoch is judged when it ends, not one late
     assert monitor.history()[-1]["step"] == 18 // accumulate
     assert monitor.latest["contribution_clean"] + monitor.latest["contribution_noisy"] > 0
+    assert monitor.latest.get("coverage", 1) == 1
+    assert said() == []
     monitor.close()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +52,7 @@ class AllParameters:
         self._changes = ParameterChanges()
         self._has_failed = False
         self._is_over = False
+        self._running = (-1, False)
         self._guard = guard.for_part(self._failed)
         self._engine = make_engine(
             model,
@@ -64,9 +63,17 @@ class AllParameters:
         )
 
     def _follows(self) -> bool:
-        # The same throughout a step, whatever fails in it: a checkpointed layer that is computed
+        # The same throughout a step, whatever fails in it, and in the backward pass as it was in
+        # the forward pass, if that was before another step: a checkpointed layer that is computed
         # once more must save the same tensors as before.
+        backward, was_followed = self._running
+        if backward != -1 and backward == torch._C._current_graph_task_id():
+            return was_followed
         return not self._is_over and self._is_measured()
+
+    def backward_begins(self, forward: Forward) -> None:
+        """The gradient of some logits has arrived, whether the pass is measured or not."""
+        self._running = torch._C._current_graph_task_id(), forward.is_followed
 
     def _failed(self, error: Exception) -> None:
         if not self._has_failed:
@@ -76,31 +83,41 @@ class AllParameters:
             )
         self._has_failed = True
 
-    def forward_done(
-        self, forward: Forward, logits: Tensor, position: int, call: Any, output: Any
-    ) -> None:
+    def forward_done(self, forward: Forward, position: int, call: Any, output: Any) -> None:
         """The model's forward pass is over.
 
         Args:
             forward: The pass.
-            logits: As the model gave them.
-            position: Which of the model's outputs they are.
+            position: Which of the model's outputs the logits are.
             call: What the model was called with.
             output: What it gave.
         """
         if not self._follows():
             return
-        forward.given = weakref.ref(logits)
+        forward.is_followed = True
         forward.position, forward.call = position, call
-        forward.seen = self._engine.forward_done(output, len(logits))
+        try:
+            forward.seen = self._engine.forward_done(output, forward.samples)
+        except Exception as error:
+            self._failed(error)
 
-    def await_gradient(self, forward: Pass) -> None:
-        """Follow the backward pass, once the pass itself has been observed."""
-        given = forward.source.given
-        logits = given() if given is not None else None
-        if logits is not None:
-            hook = Hook(functools.partial(self._backward_began, forward), self._guard)
-            logits.register_hook(hook)
+    def await_gradient(self, forward: Pass, node: Any, output: int) -> None:
+        """Follow the backward pass, once the pass itself has been observed.
+
+        Args:
+            forward: The pass.
+            node: The operation that gave the model's logits, which the user may have let go.
+            output: Which of its outputs they are.
+        """
+        if not forward.source.is_followed or node is None:
+            return
+
+        def called(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[output]
+            if gradient is not None:
+                self._backward_began(forward, gradient)
+
+        node.register_prehook(Hook(called, self._guard))
 
     def _backward_began(self, forward: Pass, gradient: Tensor) -> None:
         source = forward.source
@@ -114,7 +131,8 @@ class AllParameters:
                 kwargs,
                 logit_position=source.position,
                 gradient=gradient.detach(),
-                strength=forward.batch.strength[0],
+                # Where no sample counts, nothing tells the strength, and nothing needs it.
+                strength=torch.where(gradient.any(), forward.batch.strength[0], 1.0),
                 noisy_weight=self._noisy_weight(forward.batch),
                 seen=source.seen,
             )
@@ -151,8 +169,14 @@ class AllParameters:
         except Exception as error:
             self._failed(error)
 
-    def step_done(self) -> tuple[GroupGradients | None, dict[str, Tensor] | None]:
-        """What the samples and the optimizer did to the parameters; None twice if unknown."""
+    def step_done(
+        self, *, has_passes: bool
+    ) -> tuple[GroupGradients | None, dict[str, Tensor] | None]:
+        """What the samples and the optimizer did to the parameters; None twice if unknown.
+
+        Args:
+            has_passes: Whether the step was measured and had any.
+        """
         changes = self._changes.take()
         if self._is_over:
             return None, None
@@ -162,7 +186,15 @@ class AllParameters:
         except Exception as error:
             self._failed(error)
         self._is_over = self._has_failed
-        if gradients is None or self._has_failed or not changes:
+        if self._has_failed or not changes:
+            return None, None
+        if gradients is None:
+            if has_passes:
+                self._on_problem(
+                    "a step could not be measured over all parameters: the loss was not computed "
+                    "from the model's output, or one backward pass went through several forward "
+                    "passes for the first time"
+                )
             return None, None
         self.coverage = gradients.coverage
         return gradients, changes

@@ -39,6 +39,39 @@ class HandedOut:
         known = self.index if self.index is not None else self.labels
         return len(known) if known is not None else None
 
+    def is_evaluated_again(self, count: int, in_step: list[HandedOut] | None) -> bool:
+        """True for a closure that evaluates the same samples once more, as LBFGS does.
+
+        Args:
+            count: How many samples are evaluated.
+            in_step: The batches that were evaluated inside the optimizer step that runs; None
+                outside of one.
+        """
+        if in_step is None or self.size is None or count > self.size:
+            return False
+        if self not in in_step:
+            in_step.append(self)
+            return False
+        return self.used >= self.size
+
+    def take(self, count: int, seen_before: int) -> tuple[Piece, ...]:
+        """The samples of a pass that was trained on: one piece, or two of which labels tell.
+
+        Pieces of a batch come in the order in which they went through the model, or in that of
+        their backward passes if other passes, as for a metric, came in between.
+
+        Args:
+            count: How many samples.
+            seen_before: How many samples had gone through the model before these.
+        """
+        pieces = {
+            piece.start: piece
+            for start in (self.used, seen_before)
+            if (piece := self.piece(count, start)) is not None
+        }
+        self.used = min(self.used + count, self.size or 0)
+        return tuple(pieces.values())
+
     def piece(self, count: int, start: int) -> Piece | None:
         """The `count` samples from `start` on, or all of them; None if there are not so many."""
         start = 0 if count == self.size else start

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from .hooks import Guard, ModuleHook
 from .origin import leads_to
 from .positions import by_position
+from .quiet import hidden_layers
+from .uncompiled import LayerCall, Uncompiled
 
 Head = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -84,11 +86,15 @@ class HeadWatch:
         self.position = 0
         """Which of the tensors that `logits_in` finds the logits are."""
         self._layout: Layout | None = None
-        self._calls: list[tuple[Head, Tensor, Tensor]] = []
-        watched = [head] if head is not None else [m for m in model.modules() if is_linear(m)]
-        hook = ModuleHook(self._called, guard)
+        self._calls: list[LayerCall] = []
+        self._uncompiled = Uncompiled(model, guard)
+        found = [head] if head is not None else [m for m in model.modules() if is_linear(m)]
+        self._watched = found
+        hidden, hook = hidden_layers(model), ModuleHook(self._called, guard)
         self._handles = {
-            module: module.register_forward_hook(hook, with_kwargs=True) for module in watched
+            module: module.register_forward_hook(hook, with_kwargs=True)
+            for module in found
+            if module not in hidden
         }
 
     def _called(self, module: Any, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -97,14 +103,28 @@ class HeadWatch:
         if not self.searching:
             self._calls.clear()  # a head that is called twice in one pass: its last call counts
         features = args[0] if args else kwargs["input"]
-        self._calls.append((module, features.detach(), output.detach()))
+        self._calls.append(LayerCall(module, features.detach(), output.detach()))
 
-    def read(self, output: Any) -> Reading | None:
-        """What the forward pass that just gave `output` says; None without logits."""
+    def read(self, call: Any, output: Any, *, is_measured: bool) -> Reading | None:
+        """What the forward pass that just ended says.
+
+        Args:
+            call: What the model was called with, positional arguments and others.
+            output: What it gave.
+            is_measured: Whether features are wanted.
+
+        Returns:
+            None without logits.
+        """
         candidates = logits_in(output)
         calls, self._calls = self._calls, []
+        if candidates and len(candidates[0]) == 0:
+            return unknown(candidates[0])  # a batch without samples
+        outputs = candidates
+        if self.searching or (is_measured and not calls and self.head is not None):
+            outputs, calls = self._run_again(call, candidates, calls)
         if self.searching and candidates and candidates[0].requires_grad:
-            self._search(candidates, calls)
+            self._search(outputs, calls)
         if self.position >= len(candidates):
             return None
         logits = candidates[self.position]
@@ -113,21 +133,38 @@ class HeadWatch:
             layout = Layout(-1 if logits.ndim < 4 else 1, False)
         return Reading(logits, layout, self._features(calls, len(logits), logits.numel()))
 
-    def _features(
-        self, calls: list[tuple[Head, Tensor, Tensor]], samples: int, logits: int
-    ) -> Tensor | None:
-        """Input of the head, of as many positions as the logits have; None where it is unknown."""
-        for module, features, _ in reversed(calls):
-            if module is self.head:
-                classes, width = module.weight.shape[:2]
-                if features.numel() * classes != logits * width:
-                    return None
-                if features.ndim == 2:
-                    return features
-                return by_position(features, samples, -1 if isinstance(module, nn.Linear) else 1)
-        return None
+    def _run_again(
+        self, call: Any, given: list[Tensor], seen: list[LayerCall]
+    ) -> tuple[list[Tensor], list[LayerCall]]:
+        """Outputs and calls of a compiled model, which hides its layers, as it was written.
 
-    def _search(self, candidates: list[Tensor], calls: list[tuple[Head, Tensor, Tensor]]) -> None:
+        Where it gives something else than the compiled model gave, as with other random numbers,
+        no head is found, or features are NaN.
+        """
+        args, kwargs = call
+        again = self._uncompiled.run_again(args, kwargs, self._watched)
+        outputs = logits_in(again.output) if again is not None else []
+        if again is None or [x.shape for x in outputs] != [x.shape for x in given]:
+            return given, seen
+        off = sum(_nan_if_different(*pair) for pair in zip(outputs, given, strict=True))
+        if self.searching and bool(torch.as_tensor(off).isnan()):
+            return given, seen
+        return outputs, [one._replace(features=one.features + off) for one in again.calls]
+
+    def _features(self, calls: list[LayerCall], samples: int, logits: int) -> Tensor | None:
+        """Input of the head, of as many positions as the logits have; None where it is unknown."""
+        head = self.head
+        of_head = [call.features for call in calls if call.layer is head]
+        if head is None or not of_head:
+            return None
+        features, (classes, width) = of_head[-1], head.weight.shape[:2]
+        if features.numel() * classes != logits * width:
+            return None
+        if features.ndim == 2:
+            return features
+        return by_position(features, samples, -1 if isinstance(head, nn.Linear) else 1)
+
+    def _search(self, candidates: list[Tensor], calls: list[LayerCall]) -> None:
         self.searching = False
         givers = [_giver(candidate.detach(), calls) for candidate in candidates]
         found = [(i, *giver) for i, giver in enumerate(givers) if giver is not None]
@@ -140,16 +177,18 @@ class HeadWatch:
         self._unwatch(keep=self.head)
 
     def _unwatch(self, keep: nn.Module | None) -> None:
+        self._watched = [module for module in self._watched if module is keep]
         for module in [module for module in self._handles if module is not keep]:
             self._handles.pop(module).remove()
 
     def close(self) -> None:
         """Take the hooks off."""
         self._unwatch(keep=None)
+        self._uncompiled.close()
         self._calls.clear()
 
 
-def _giver(logits: Tensor, calls: list[tuple[Head, Tensor, Tensor]]) -> tuple[Head, Layout] | None:
+def _giver(logits: Tensor, calls: list[LayerCall]) -> tuple[Head, Layout] | None:
     """The layer that gave the logits, and how; None if no layer did."""
     # A layer that begins with zeros gives what others give, too; the memory tells them apart.
     by_memory = sorted(reversed(calls), key=lambda call: call[2].data_ptr() != logits.data_ptr())
@@ -182,6 +221,14 @@ def _find_layout(head: Head, output: Tensor, logits: Tensor) -> Layout | None:
         if torch.allclose(given, rows.log_softmax(2), rtol=precision, atol=precision):
             return Layout(class_dim, True)
     return None
+
+
+def _nan_if_different(again: Tensor, given: Tensor) -> Tensor:
+    """0 where only rounding lies between two outputs, NaN otherwise, without a wait."""
+    given = given.detach()
+    largest = torch.linalg.vector_norm(given, torch.inf) * torch.finfo(given.dtype).eps ** 0.5
+    difference = torch.linalg.vector_norm(again - given, torch.inf)
+    return torch.where(difference <= largest, 0.0, torch.nan).to(given.dtype)
 
 
 def _some(tensor: Tensor, samples: int, class_dim: int) -> Tensor:

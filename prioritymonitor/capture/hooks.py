@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
+from torch._dynamo.eval_frame import skip_code
 
 from ..stopwatch import Stopwatch
 
@@ -74,11 +75,23 @@ class Hook:
 
 
 class ModuleHook(Hook):
-    """A hook on a module, which `torch.compile` must not trace: what it does changes every step."""
+    """A hook on a module. In a graph that `torch.compile` makes it is not there.
+
+    What it does changes every step, so it can't be traced; and where it would break the graph, it
+    would slow training down, or end it under `fullgraph=True`. What calls a compiled graph, such as
+    the compiled model itself, still calls its hooks.
+    """
 
     __slots__ = ()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function outside any compiled graph."""
+        return None if torch.compiler.is_compiling() else self._uncompiled(*args, **kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _uncompiled(self, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(*args, **kwargs)
+
+
+# It may still be traced through, but never be compiled itself: it would then always see that it is.
+skip_code(ModuleHook.__call__.__code__)

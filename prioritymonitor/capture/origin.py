@@ -36,12 +36,16 @@ class Origin:
         is_exact: False if it is not known what happened on the way.
         has_log_softmax: True if it holds log-probabilities of the marked tensor.
         start: First position that was taken.
+        node: The operation that gave the marked tensor; who keeps it keeps the graph.
+        output: Which of the operation's outputs the marked tensor is.
     """
 
     mark: Any
     is_exact: bool = True
     has_log_softmax: bool = False
     start: int = 0
+    node: Any = None
+    output: int = 0
 
 
 def leave_mark(tensor: Tensor, key: object, mark: Any) -> None:
@@ -73,7 +77,7 @@ def _follow(tensor: Tensor, key: object) -> Origin | None:
             return None
         mark = _mark_of(node, output, key)
         if mark is not None:
-            return Origin(mark, True, has_log_softmax, start)
+            return Origin(mark, True, has_log_softmax, start, node, output)
         name = node.name()
         if name == "LogSoftmaxBackward0":
             has_log_softmax = True
@@ -93,7 +97,7 @@ def _search(tensor: Tensor, key: object) -> Origin | None:
     for node, output in _behind(tensor, _LONGEST_WAY):
         mark = _mark_of(node, output, key)
         if mark is not None:
-            return Origin(mark, is_exact=False)
+            return Origin(mark, is_exact=False, node=node, output=output)
     return None
 
 

@@ -75,16 +75,19 @@ class GradientTotals:
         self._before: dict[str, Tensor] = {}
         self._earlier: dict[str, Tensor] = {}
         self._strength: Tensor | None = None
+        self._task = -1
 
-    def expect(self, parameters: dict[str, nn.Parameter], strength: Tensor) -> Tensor:
+    def expect(self, parameters: dict[str, nn.Parameter], strength: Tensor) -> bool:
         """A backward pass has begun that will add to these parameters' gradients.
 
         Returns:
-            The strength that counts: the first one's, where one backward pass goes through several
-            forward passes.
+            False if it has begun already, for another forward pass: then it gives one gradient for
+            both, which can't be told apart.
         """
-        if self._strength is not None:
-            return self._strength
+        task = torch._C._current_graph_task_id()
+        if self._strength is not None and task == self._task:
+            return False
+        self._task = task
         self._strength = strength
         self._earlier = dict(self.totals)
         self._before = {
@@ -97,7 +100,7 @@ class GradientTotals:
                 hook = Hook(functools.partial(self._arrived, name), self._guard)
                 handle = parameter.register_post_accumulate_grad_hook(hook)
                 self._handles[id(parameter)] = handle
-        return strength
+        return True
 
     def forward_done(self) -> None:
         """Another forward pass was made: backward passes before it are over."""
@@ -129,10 +132,10 @@ def _dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def failing_layers(
-    sums: dict[str, tuple[Tensor, Tensor]], totals: dict[str, Tensor], largest_error: float
-) -> dict[str, float]:
-    """Layers whose samples' gradients don't add up to what the backward pass brought.
+def layer_errors(
+    sums: dict[str, tuple[Tensor, Tensor]], totals: dict[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    """How far the samples' gradients are from adding up to what the backward pass brought.
 
     A layer is judged as a whole: the gradient of a bias may be nothing but rounding, as before a
     normalisation.
@@ -140,22 +143,22 @@ def failing_layers(
     Args:
         sums: Clean and noisy sums by parameter.
         totals: What they should add up to; a parameter without one got no gradient.
-        largest_error: Largest relative difference in the Euclidean norm that rounding explains.
 
     Returns:
-        Name of the layer in the model -> relative difference.
+        Name of the layer in the model -> Euclidean norms of the difference and of the total.
     """
     squares: dict[str, list[Tensor]] = {}
     for name, (clean, noisy) in sums.items():
         whole = clean + noisy
         total = totals.get(name, torch.zeros_like(whole))
         pair = torch.stack(((whole - total).norm(), total.norm())).double().square()
-        squares.setdefault(name.rpartition(".")[0], []).append(pair)
+        squares.setdefault(layer_of(name), []).append(pair)
     if not squares:
         return {}
     table = torch.stack([torch.stack(pairs).sum(0) for pairs in squares.values()]).sqrt().tolist()
-    relative = {
-        layer: off / size if size else float("inf") * bool(off)
-        for layer, (off, size) in zip(squares, table, strict=True)
-    }
-    return {layer: error for layer, error in relative.items() if error > largest_error}
+    return {layer: (off, size) for layer, (off, size) in zip(squares, table, strict=True)}
+
+
+def layer_of(name: str) -> str:
+    """The layer that holds a parameter."""
+    return name.rpartition(".")[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +33,8 @@ class Forward:
     inputs: Any = None
     seen_before: int = 0
     """How many samples of the same batch had gone through the model before these."""
-    given: weakref.ref[Tensor] | None = None
-    """The logits as the model gave them; None unless an engine measures all parameters."""
+    is_followed: bool = False
+    """True if an engine measures all parameters in this pass."""
     call: Any = None
     """What the model was called with, for the engine."""
     position: int = 0

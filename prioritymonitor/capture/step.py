@@ -22,6 +22,7 @@ from .observer import Observer, last
 from .origin import Origin, find_origin, leave_mark
 from .parameters import ParameterChanges
 from .passes import Forward, Pass, begin, begin_from, forward_of
+from .undone import ResetWatch
 
 _MOST_WAITING = 16
 """Micro-batches that wait to be observed together."""
@@ -88,6 +89,7 @@ class StepCapture:
         self._waiting: list[Pass] = []
         self._of_step: list[Pass] = []
         self._changes = ParameterChanges()
+        self._resets = ResetWatch(optimizer, guard)
         self._in_step: list[HandedOut] | None = None
 
         self._handles = [
@@ -121,21 +123,26 @@ class StepCapture:
     def _forward_done(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not (self._is_on and torch.is_grad_enabled()):
             return
-        reading = self.head_watch.read(output)
+        is_measured = self._is_measured(self.steps)
+        reading = self.head_watch.read((args, kwargs), output, is_measured=is_measured)
         if self._in_step is not None and self._changes.is_empty:
             self._remember_head()  # first pass inside a closure: the head is only known now
         if reading is None or not reading.logits.requires_grad:
             return
+        if self._recorder is None and not is_measured:
+            return  # without sample identities, nothing of this step is kept
         logits = reading.logits
         forward = self._forward_of(reading, args, kwargs)
         if self._all is not None:
             position = self.head_watch.position
-            self._all.forward_done(forward, logits, position, (args, kwargs), output)
+            self._all.forward_done(forward, position, (args, kwargs), output)
+        if len(logits) == 0:
+            return
         if self._hooks_criterion:
             self._recent.append(forward)
             leave_mark(logits, self._key, forward)
         else:
-            self._await_gradient(logits, begin(forward, logits))
+            self._await_gradient(logits, begin(forward, logits), logits.grad_fn, logits.output_nr)
 
     def _forward_of(self, reading: Reading, args: Any, kwargs: Any) -> Forward:
         forward = forward_of(reading, self._handed_out(), kwargs.get("labels"))
@@ -154,7 +161,7 @@ class StepCapture:
             return
         named = inspect.signature(criterion.forward).bind(*args, **kwargs).arguments
         logits, target = list(named.values())[:2]
-        if not logits.requires_grad:
+        if not logits.requires_grad or len(logits) == 0:
             return
         origin = find_origin(logits, self._key)
         if origin is None:
@@ -164,15 +171,17 @@ class StepCapture:
         class_dim = self._observe.class_dim(logits.shape, origin.mark)
         forward = begin_from(origin, logits, class_dim, target, self._observe.ignored)
         forward.take_target(target.detach(), class_dim)
-        self._await_gradient(logits, forward)
+        self._await_gradient(logits, forward, origin.node, origin.output)
 
-    def _await_gradient(self, logits: Tensor, forward: Pass) -> None:
+    def _await_gradient(self, logits: Tensor, forward: Pass, node: Any, output: int) -> None:
         def arrived(gradient: Tensor) -> None:
+            if self._all is not None:
+                self._all.backward_begins(forward.source)
             self._trained_on(forward, gradient.detach())
 
         logits.register_hook(Hook(arrived, self._guard))
         if self._all is not None:
-            self._all.await_gradient(forward)
+            self._all.await_gradient(forward, node, output)
 
     def _trained_on(self, forward: Pass, gradient: Tensor) -> None:
         if not self._is_on:
@@ -180,13 +189,14 @@ class StepCapture:
         forward.take_gradient(gradient)
         handed_out = forward.source.handed_out
         if handed_out is not None:
-            if self._is_evaluated_again(forward.samples, handed_out):
+            if handed_out.is_evaluated_again(forward.samples, self._in_step):
                 return
             self._identify(forward, handed_out)
             assert self._recorder is not None
             self._recorder.trained_on(handed_out)
         if self._is_measured(self.steps) and len(self._of_step) < _MOST_IN_STEP:
             self._drop_undone_passes(forward.backward)
+            self._resets.backward_began()
             self._of_step.append(forward)
             if self._all is not None:
                 forward.batch = self._observe([forward])
@@ -196,40 +206,19 @@ class StepCapture:
             if len(self._waiting) >= self._most_waiting:
                 self._observe_waiting()
 
-    def _is_evaluated_again(self, count: int, handed_out: HandedOut) -> bool:
-        """True for a closure that evaluates the same samples once more, as LBFGS does."""
-        if self._in_step is None or handed_out.size is None or count > handed_out.size:
-            return False
-        if handed_out not in self._in_step:
-            self._in_step.append(handed_out)
-            return False
-        return handed_out.used >= handed_out.size
-
     def _drop_undone_passes(self, backward: int) -> None:
         """Gradients that were reset without a step, as after an overflow, are part of no update."""
-        head = self.head_watch.head
-        if head is None or not head.weight.requires_grad or head.weight.grad is not None:
-            return
         undone = [forward for forward in self._of_step if forward.backward != backward]
-        if undone and self._all is not None:
+        if not undone or not self._resets.was_reset():
+            return
+        if self._all is not None:
             self._all.discard()
         self._waiting += [forward for forward in undone if forward.batch is None]
         self._of_step = [forward for forward in self._of_step if forward.backward == backward]
 
     def _identify(self, forward: Pass, handed_out: HandedOut) -> None:
-        """Find out which samples of what the loader gave these are.
-
-        Pieces of a batch come in the order in which they went through the model, or in that of
-        their backward passes if other passes, as for a metric, came in between.
-        """
-        count = forward.samples
-        pieces = {
-            piece.start: piece
-            for start in (handed_out.used, forward.source.seen_before)
-            if (piece := handed_out.piece(count, start)) is not None
-        }
-        forward.pieces = tuple(pieces.values())
-        handed_out.used = min(handed_out.used + count, handed_out.size or 0)
+        """Find out which samples of what the loader gave these are."""
+        forward.pieces = handed_out.take(forward.samples, forward.source.seen_before)
         if self._needs_labels and forward.target is None:
             forward.take_labels(self._observe.class_dim(forward.shape, forward.source))
 
@@ -281,7 +270,9 @@ class StepCapture:
             self._changes.remember(dict(head.named_parameters(recurse=False)))
 
     def _step_done(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        gradients, changes = self._all.step_done() if self._all is not None else (None, None)
+        gradients, changes = None, None
+        if self._all is not None:
+            gradients, changes = self._all.step_done(has_passes=bool(self._of_step))
         if not self._is_on:
             return
         self._in_step = None
@@ -291,7 +282,7 @@ class StepCapture:
             self._recorder.stepped()
         batches = tuple(self._observe_step(passes)) if passes else ()
         update = self._head_update() if batches else None
-        self._on_step(Step(batches, update, gradients, changes))
+        self._on_step(Step(batches, update, gradients, changes, self._all is not None))
 
     def _head_update(self) -> Update | None:
         changes = self._changes.take()

@@ -33,7 +33,7 @@ def attention(call: Trained) -> dict[str, Use]:
         for rows, weight, bias in zip(inputs, *_projections(layer), strict=True)
     ]
     with torch.enable_grad(), _random_state(call.random_state, gradient.device):
-        mixed = _mix(layer, projected, named)
+        mixed = _mix(layer, projected, named, call.is_training)
     out = layer.out_proj.weight.detach().to(gradient.dtype)
     arrived = torch.autograd.grad(mixed, projected, gradient @ out)
 
@@ -96,7 +96,7 @@ def _projections(layer: Any) -> tuple[list[Tensor], list[Tensor | None]]:
     return list(weights), list(bias.detach().chunk(3)) if bias is not None else [None] * 3
 
 
-def _mix(layer: Any, projected: list[Tensor], named: dict[str, Any]) -> Tensor:
+def _mix(layer: Any, projected: list[Tensor], named: dict[str, Any], is_training: bool) -> Tensor:
     """The layer without its projections, by the same function, so that dropout falls alike."""
     same = torch.eye(layer.embed_dim, dtype=projected[0].dtype, device=projected[0].device)
     query, key, value = projected
@@ -114,7 +114,7 @@ def _mix(layer: Any, projected: list[Tensor], named: dict[str, Any]) -> Tensor:
         layer.dropout,
         same,
         None,
-        training=layer.training,
+        training=is_training,
         use_separate_proj_weight=True,
         q_proj_weight=same,
         k_proj_weight=same,

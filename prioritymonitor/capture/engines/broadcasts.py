@@ -102,9 +102,7 @@ class SpreadFinder:
         """The node of a parameter; None if the outputs don't depend on it."""
         return self._leaves.get(id(parameter))
 
-    def spreads(
-        self, node: Node | None, shape: tuple[int, ...], samples: int
-    ) -> Spreads | None:
+    def spreads(self, node: Node | None, shape: tuple[int, ...], samples: int) -> Spreads | None:
         """Where a tensor is spread over the samples; None if it is used in any other way.
 
         Args:
@@ -198,7 +196,9 @@ def watch(spreads: Spreads, arrived: Callable[[Tensor], None], guard: Guard) -> 
             return
         rows.append(spread.rows(gradients[0].detach()))
         if len(rows) == places:
-            arrived(torch.stack(rows).sum(0) if len(rows) > 1 else rows[0])
+            total = torch.stack(rows).sum(0) if len(rows) > 1 else rows[0]
+            rows.clear()
+            arrived(total)
 
     for node, spread in spreads:
         node.register_prehook(Hook(functools.partial(called, spread), guard))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
+from ...errors import PriorityMonitorError
 from .uses import Use
 
 
@@ -54,10 +55,14 @@ class KeptArguments:
         carry: Any = _Carry.apply
         self._node: Any = carry(_ANCHOR, *tensors).grad_fn
 
-    def take(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Positional and keyword arguments, the tensors detached; None at a second time."""
+    def take(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments, the tensors detached.
+
+        Raises:
+            PriorityMonitorError: They were taken before.
+        """
         if self._node is None:
-            return None
+            raise PriorityMonitorError("its graph was gone through twice")
         tensors, self._node = iter(self._node.saved_tensors), None
         leaves = [next(tensors).detach() if leaf is _HELD else leaf for leaf in self._leaves]
         if self._spec is None:
@@ -118,6 +123,8 @@ class Call:
     """How many gradients have not arrived."""
     random_state: Tensor | None
     """State of the generator of random numbers before the call, where the layer draws some."""
+    is_training: bool
+    """The layer's mode at the time of the call."""
     is_spread: bool = False
     """True if the output has no samples and is spread over them afterwards."""
 
@@ -147,7 +154,8 @@ class Trained:
     """Number of samples, B."""
     batch_dim: int
     """Which dimension of sequences runs over the samples, 0 or 1."""
-    random_state: Tensor | None = None
+    random_state: Tensor | None
+    is_training: bool
 
     @property
     def input(self) -> Tensor:

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import ArgumentValueError
 from ..hooks import Guard
-from ..parameters import GradientTotals, failing_layers
+from ..parameters import GradientTotals, layer_errors, layer_of
+from ..quiet import is_autocast, is_compiled
 from .engine import TrainedPass
 
 _MOST_NAMED = 4
@@ -33,35 +34,30 @@ def refuse_batch_norm(model: nn.Module, engine: str) -> None:
             )
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """True if part of it was compiled, so that hooks inside may not fire, or not be allowed."""
-    return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
+def refuse_compiled(model: nn.Module, engine: str) -> None:
+    """Raises if the model is compiled.
+
+    Raises:
+        ArgumentValueError: Saying what to do.
+    """
+    if is_compiled(model):
+        raise ArgumentValueError(
+            f'got engine="{engine}" and a compiled model, whose layers can\'t be seen; use '
+            'engine="func", or make the monitor with a model that is not compiled'
+        )
 
 
-def largest_error(model: nn.Module, gradient: Tensor, is_autocast: bool = False) -> float:
+def largest_error(*, is_half: bool, device: torch.device) -> float:
     """Largest relative difference between two sums of the same gradients that rounding explains.
 
     Args:
-        model: The model of the loop.
-        gradient: What reached its logits.
-        is_autocast: Whether it was called under autocast.
+        is_half: Whether the forward pass ran in half precision, if only in part.
+        device: Where it ran.
     """
-    # accelerate turns half-precision logits into float32 before anyone sees them, and leaves this.
-    is_patched = hasattr(model, "_original_forward")
-    if is_autocast or is_patched or gradient.element_size() < 4:
+    if is_half:
         return 5e-2
     has_tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    return 1e-2 if gradient.is_cuda and gradient.dtype == torch.float32 and has_tf32 else 1e-3
-
-
-def _is_autocast(device_type: str) -> bool:
-    try:
-        return torch.is_autocast_enabled(device_type)
-    except TypeError:  # torch before 2.4
-        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+    return 1e-2 if device.type == "cuda" and has_tf32 else 1e-3
 
 
 class SumCheck:
@@ -92,19 +88,26 @@ class SumCheck:
         self._totals = GradientTotals(guard)
         self._largest_error = 0.0
         self._is_autocast = False
+        self._is_shared = False
+        """True where one backward pass goes through several forward passes."""
         self._is_over = False
         self._reasons: list[str] = []
 
     def forward_done(self) -> None:
         """A forward pass is over, and with it the backward passes before it."""
-        self._is_autocast = _is_autocast(next(self._model.parameters()).device.type)
+        self._is_autocast = is_autocast(next(self._model.parameters()).device.type)
         self._totals.forward_done()
 
     def expect(self, parameters: dict[str, nn.Parameter], trained: TrainedPass) -> None:
         """A backward pass has begun."""
         if not self._is_over and len(trained.gradient):
-            self._largest_error = largest_error(self._model, trained.gradient, self._is_autocast)
-            self._totals.expect(parameters, trained.strength)
+            # accelerate turns half-precision logits into float32 before anyone sees them.
+            is_patched = hasattr(self._model, "_original_forward")
+            self._largest_error = largest_error(
+                is_half=self._is_autocast or is_patched or trained.gradient.element_size() < 4,
+                device=trained.gradient.device,
+            )
+            self._is_shared |= not self._totals.expect(parameters, trained.strength)
 
     def conclude(self, sums: dict[str, tuple[Tensor, Tensor]]) -> None:
         """The backward passes of the step are over; compare, if it is the first one.
@@ -112,23 +115,37 @@ class SumCheck:
         Args:
             sums: Clean and noisy sums by parameter; one that is absent had no gradient.
         """
-        totals = self._totals.totals
-        if self._is_over or not totals:
+        totals, is_shared = self._totals.totals, self._is_shared
+        self._is_shared = False
+        if self._is_over or not totals or is_shared:
+            self._totals.clear()
             return
         nothing = {
             name: (torch.zeros_like(total), torch.zeros_like(total))
             for name, total in totals.items()
         }
-        failing = failing_layers(nothing | sums, totals, self._largest_error)
-        for layer, error in failing.items():
-            own = [name for name in nothing | sums if name.rpartition(".")[0] == layer]
+        early = [name for name in self._with_gradient() if name in sums and name not in totals]
+        if early:
             self.leave_out(
-                own,
-                f"the gradients of {layer or 'the model itself'} by sample differ by {error:.0%} "
-                "from that of the batch when added up",
+                early, "their gradient came before that of the logits, from another loss"
             )
-        self._is_over = True
+        errors = layer_errors(nothing | sums, totals)
+        for layer, (off, size) in errors.items():
+            if off > self._largest_error * size:
+                own = [name for name in nothing | sums if layer_of(name) == layer]
+                self.leave_out(
+                    own,
+                    f"the gradients of {layer or 'the model itself'} by sample differ by "
+                    f"{off / size if size else float('inf'):.0%} from that of the batch when "
+                    "added up",
+                )
+        # A layer without any gradient, as below a head that begins with zeros, is yet to be seen.
+        self._is_over = all(size > 0 for _, size in errors.values())
         self._totals.clear()
+
+    def _with_gradient(self) -> list[str]:
+        named = self._model.named_parameters()
+        return [n for n, p in named if p.grad is not None and bool(p.grad.detach().any())]
 
     def leave_out(self, names: Collection[str], reason: str) -> None:
         """Measure these parameters no more, and say so once for each."""

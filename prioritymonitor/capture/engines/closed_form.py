@@ -11,16 +11,20 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from ...errors import PriorityMonitorError
 from ...records import GroupGradients
 from ..hooks import Guard, Hook, ModuleHook
 from ..parameters import GradientTotals, trained_parameters
+from ..quiet import is_compiled
 from .broadcasts import SpreadFinder, may_lack_samples, watch
 from .calls import Call, Frame, KeptArguments, Trained, draws_random_numbers, random_state
 from .engine import TrainedPass
@@ -57,6 +61,9 @@ class ClosedFormEngine:
         self._is_measured = is_measured
         self._guard = guard
         self._second = _layers_with_samples_second(model)
+        self._on_problem = on_problem
+        self._mixing = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
+        self._is_mixed = False
         self._totals = GradientTotals(guard, self._total_arrived)
         self._ledger = Ledger(self._totals, on_problem)
         self._parameters: dict[str, nn.Parameter] = {}
@@ -72,8 +79,20 @@ class ClosedFormEngine:
                 before = ModuleHook(self._about_to_be_called, guard)
                 self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._random_states: dict[nn.Module, Tensor] = {}
+        begins = ModuleHook(self._pass_begins, guard)
+        self._handles.append(model.register_forward_pre_hook(begins))
 
     # Forward pass
+
+    def _pass_begins(self, model: nn.Module, args: Any) -> None:
+        self._forget_open()  # of a pass that failed
+        if self._is_measured() and torch.is_grad_enabled() and not _is_in_backward():
+            self._open = Frame()
+
+    def _forget_open(self) -> None:
+        if self._open is not None:
+            self._open.forget_calls()
+        self._open = None
 
     def _about_to_be_called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._is_measured() and torch.is_grad_enabled():
@@ -88,20 +107,25 @@ class ClosedFormEngine:
         own = self._own_parameters(module)
         if not trained or not own:
             return
-        frame = self._frame()
+        # In any case: a checkpointed layer that is called once more must save what it saved before.
+        kept, frame = KeptArguments(args, kwargs), self._frame()
+        if frame is None:
+            return  # a part of the model that was called on its own
         first = outputs[trained[0]]
         call = Call(
             module=module,
             frame=frame,
-            kept=KeptArguments(args, kwargs),
+            kept=kept,
             names=own,
-            node=first.grad_fn,
+            node=None if _is_in_backward() else first.grad_fn,
             shape=first.shape,
             gradients=[None] * len(outputs),
             missing=len(trained),
             random_state=self._random_states.pop(module, None),
+            is_training=module.training,
         )
-        frame.calls.append(call)
+        if not _is_in_backward():
+            frame.calls.append(call)
         frame.is_half |= first.element_size() < 4
         frame.uses.update(own.values())
         for place in trained:
@@ -120,18 +144,25 @@ class ClosedFormEngine:
             found |= {f"out_proj.{local}": names[id(p)] for local, p in inner if id(p) in names}
         return found
 
-    def _frame(self) -> Frame:
-        if torch._C._current_graph_task_id() != -1 and self._frames:
-            return self._frames[-1]  # a checkpointed layer that is called once more
-        if self._open is None:
-            self._open = Frame()
-        return self._open
+    def _frame(self) -> Frame | None:
+        if not _is_in_backward():
+            return self._open
+        return self._frames[-1] if self._frames else None  # a checkpointed layer, once more
 
     def forward_done(self, output: Any, samples: int) -> Frame:
-        """See `Engine.forward_done`."""
+        """See `Engine.forward_done`.
+
+        Raises:
+            PriorityMonitorError: The model was compiled after the monitor was made.
+        """
         frame, self._open = self._open or Frame(), None
         self._totals.forward_done()
         frame.samples = samples
+        if not frame.uses and is_compiled(self._model):
+            raise PriorityMonitorError(
+                "the model was compiled after the monitor was made, and its layers can't be seen "
+                'any more; use engine="func", or compile the model first'
+            )
         self._follow_spreads(frame, output)
         frame.forget_calls()
         return frame
@@ -182,8 +213,10 @@ class ClosedFormEngine:
         frame = trained.seen
         if not isinstance(frame, Frame):
             return
-        frame.noisy_weight = trained.noisy_weight
-        frame.strength = self._totals.expect(self._parameters, trained.strength)
+        frame.noisy_weight, frame.strength = trained.noisy_weight, trained.strength
+        if not self._totals.expect(self._parameters, trained.strength):
+            self._ledger.has_totals = False
+        self._ledger.meddled = {n for n, p in self._parameters.items() if p._backward_hooks}
         self._frames.append(frame)
         weights = torch.stack((trained.noisy_weight, 1 - trained.noisy_weight))
         frame.weights = weights / frame.strength
@@ -219,13 +252,15 @@ class ClosedFormEngine:
 
     def _finish(self, call: Call, gradients: list[Tensor | None]) -> None:
         """Add up what a call whose gradients are all there brings."""
-        kept = call.kept.take()
         names = {local: name for local, name in call.names.items() if self._ledger.wants(name)}
-        if kept is None or not names:
+        call.gradients = [None] * len(call.gradients)  # the call lives as long as the graph
+        if not names:
             return
         try:
-            uses = self._uses(call, kept, gradients, names)
+            uses = self._uses(call, call.kept.take(), gradients, names)
         except Exception as error:  # one layer's failure must not take the others with it
+            if type(error).__module__ == torch.utils.checkpoint.__name__:
+                raise
             self._ledger.leave_out(names.values(), _reason(call.module, error))
             return
         for local, name in names.items():
@@ -257,6 +292,7 @@ class ClosedFormEngine:
             samples,
             batch_dim=int(call.module in self._second),
             random_state=call.random_state,
+            is_training=call.is_training,
         )
         formula = formula_for(call.module)
         return formula(trained) if formula is not None else recomputed(trained, list(names))
@@ -279,23 +315,39 @@ class ClosedFormEngine:
         """See `Engine.collect`."""
         with torch.no_grad():
             gradients = self._ledger.collect(self._frames, self._parameters)
-        self.discard()
-        return gradients
+        self._start_anew()
+        mixing = [n for n, m in self._mixing.items() if m.training or m.running_mean is None]
+        if gradients is None or not mixing:
+            return gradients
+        if not self._is_mixed:
+            self._is_mixed = True
+            self._on_problem(
+                f"BatchNorm in training mode mixes the samples of a batch ({', '.join(mixing[:8])}"
+                f"{', …' * (len(mixing) > 8)}): statistics of all parameters take each sample's "
+                "row of the batch gradient, and those of the population are left out"
+            )
+        return replace(gradients, is_mixed=True)
 
     def discard(self) -> None:
         """See `Engine.discard`."""
         self._totals.clear()
         self._ledger.clear()
-        if self._open is not None:
-            self._open.forget_calls()
-        self._frames, self._open = [], None
+        self._frames = []
+
+    def _start_anew(self) -> None:
+        self.discard()
+        self._forget_open()
         self._parameters, self._names = {}, {}
 
     def close(self) -> None:
         """Take every hook off again."""
         for handle in self._handles:
             handle.remove()
-        self.discard()
+        self._start_anew()
+
+
+def _is_in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def _layers_with_samples_second(model: nn.Module) -> set[nn.Module]:

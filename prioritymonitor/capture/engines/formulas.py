@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .attention import attention
 from .calls import Trained, UnknownSamplesError
-from .uses import Convolution, Direct, Lookup, Outer, Use
+from .convolution import Convolution
+from .uses import Direct, Lookup, Outer, Use
 
 Formula = Callable[[Trained], dict[str, Use]]
 
@@ -128,7 +129,7 @@ def _group_norm(call: Trained) -> dict[str, Use]:
 def _instance_norm(call: Trained) -> dict[str, Use]:
     layer: Any = call.module
     statistics = (layer.running_mean, layer.running_var)
-    own = layer.training or not layer.track_running_stats
+    own = call.is_training or not layer.track_running_stats
     mean, variance = (None, None) if own else statistics
     normed = F.instance_norm(call.input, mean, variance, use_input_stats=own, eps=layer.eps)
     return _per_channel(call, normed)
@@ -142,7 +143,7 @@ def _batch_norm(call: Trained) -> dict[str, Use]:
     """
     layer: Any = call.module
     mean, variance = layer.running_mean, layer.running_var
-    own = layer.training or mean is None
+    own = call.is_training or mean is None
     if own:
         mean = variance = None  # and so the running statistics stay as they are
     normed = F.batch_norm(call.input, mean, variance, training=own, eps=layer.eps)
@@ -152,9 +153,9 @@ def _batch_norm(call: Trained) -> dict[str, Use]:
 def _per_channel(call: Trained, normed: Tensor) -> dict[str, Use]:
     images = _images(call, normed, normed.ndim - 2)
     gradient = call.gradient.reshape(*images.shape[:2], -1)
-    scale = gradient * images.reshape(gradient.shape)
+    scale = torch.linalg.vecdot(gradient, images.reshape(gradient.shape))
     return {
-        "weight": Direct(_summed(call, scale.sum(2))),
+        "weight": Direct(_summed(call, scale)),
         "bias": Direct(_summed(call, gradient.sum(2))),
     }
 

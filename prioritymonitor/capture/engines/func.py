@@ -18,10 +18,10 @@ from ...errors import ArgumentValueError, PriorityMonitorError
 from ...records import GroupGradients
 from ..hooks import Guard, ModuleHook
 from ..parameters import trained_parameters
+from ..quiet import RandomState, quiet, unchanged_randomness, unwrapped
 from .check import SumCheck, refuse_batch_norm
 from .engine import TrainedPass
 from .mapped import SampleFunction, where_it_failed
-from .quiet import RandomState, quiet, unchanged_randomness, unwrapped
 from .sums import GroupSums
 
 _MOST_HELD = 256 * 2**20

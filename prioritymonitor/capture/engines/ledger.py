@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ...records import GroupGradients
-from ..parameters import GradientTotals, failing_layers
+from ..parameters import GradientTotals, layer_errors, layer_of
 from .calls import Frame
+from .check import largest_error
 from .uses import Use, sums_and_square
 
-_LARGEST_ERROR, _LARGEST_HALF_ERROR = 1e-3, 5e-2
-"""Relative difference of two sums of the same gradients that rounding explains."""
+_STEPS_TO_CHECK = 64
+"""Measured steps after which every layer is checked again."""
 
 _MOST_NAMED = 8
 """Parameters named in a message."""
@@ -32,9 +33,15 @@ class Ledger:
         self._on_problem = on_problem
         self._noisy: dict[str, Tensor] = {}
         self._clean: dict[str, Tensor] = {}
+        self._halves: set[str] = set()
+        self._checked: set[str] = set()
+        self._steps = 0
         self._left_out: dict[str, str] = {}
         self._untold: dict[str, str] = {}
-        self._is_checked = False
+        self.has_totals = True
+        """False in a step in which one backward pass goes through several forward passes."""
+        self.meddled: set[str] = set()
+        """Parameters with hooks of the user's on their gradients."""
 
     def wants(self, name: str | None) -> bool:
         """Whether a parameter is to be measured."""
@@ -44,12 +51,18 @@ class Ledger:
         """Add what the samples of a forward pass bring to a parameter.
 
         The clean sum is what the noisy one leaves of the backward pass's own; where that is yet to
-        be checked, or its gradient may have gone by unseen, it is added up too.
+        be checked, or is not all theirs, it is added up too.
         """
         assert frame.weights is not None
-        has_both = is_early or not self._is_checked
+        if name in frame.square:
+            self.leave_out([name], "its uses came in several parts; use_reentrant=False helps")
+            return
+        has_both = is_early or name not in self._checked or name in self.meddled
+        has_both |= not self.has_totals
         sums, square = sums_and_square(uses, frame.weights if has_both else frame.weights[:1])
         frame.square[name] = square
+        if not has_both:
+            self._halves.add(name)
         for table, part in zip((self._noisy, self._clean), sums, strict=False):
             table[name] = table[name].add_(part) if name in table else part
 
@@ -68,10 +81,10 @@ class Ledger:
             frames: The forward passes that were trained on, in their order.
             parameters: What the optimizer trains.
         """
-        if not frames:
+        if not frames or (self._halves and not self.has_totals):
             return None
-        if not self._is_checked:
-            self._check(any(frame.is_half for frame in frames))
+        if self.has_totals:
+            self._check(frames)
         unseen = [name for name in self._totals.totals if name not in self._noisy]
         self.leave_out(unseen, "no layer that can be measured was seen to use it")
         sums = {name: self._groups(name) for name in self._noisy if self.wants(name)}
@@ -88,10 +101,10 @@ class Ledger:
         )
 
     def _groups(self, name: str) -> tuple[Tensor, Tensor]:
-        noisy, total = self._noisy[name], self._totals.totals.get(name)
-        if total is None:
+        noisy = self._noisy[name]
+        if name not in self._halves:
             return self._clean[name], noisy
-        return total.to(noisy.dtype).sub_(noisy), noisy
+        return self._totals.totals[name].to(noisy.dtype).sub_(noisy), noisy
 
     def _square(self, frame: Frame) -> Tensor:
         assert frame.noisy_weight is not None
@@ -101,24 +114,39 @@ class Ledger:
             return torch.zeros_like(frame.noisy_weight)
         return torch.stack(squares).sum(0) / frame.strength.square()
 
-    def _check(self, is_half: bool) -> None:
-        """Leave out layers whose samples don't add up to what the backward pass brought."""
-        sums = {n: (clean, self._noisy[n]) for n, clean in self._clean.items() if self.wants(n)}
-        totals = {name: self._totals.totals.get(name) for name in sums}
-        known = {name: total for name, total in totals.items() if total is not None}
-        if not all(bool(total.isfinite().all()) for total in known.values()):
-            return  # an overflow says nothing; the next measured step is checked instead
-        self._is_checked = True
-        sums = {name: sums[name] for name in known}
-        largest = _LARGEST_HALF_ERROR if is_half else _LARGEST_ERROR
-        for layer, error in failing_layers(sums, known, largest).items():
-            names = [name for name in sums if name.rpartition(".")[0] == layer]
-            self.leave_out(
-                names,
-                f"its samples' gradients miss the gradient of the batch by {error:.1%}; something "
-                "else than the samples' losses has a part in it, or the layer computes otherwise "
-                "than it seems",
-            )
+    def _check(self, frames: list[Frame]) -> None:
+        """Leave out layers whose samples don't add up to what the backward pass brought.
+
+        Each is checked once it has a gradient, and again now and then: what moves it besides the
+        samples' losses may begin later, or grow.
+        """
+        totals = self._totals.totals
+        lost = [name for name in self._halves if name not in totals]
+        self.leave_out(lost, "its gradient was not seen to arrive")
+        new = [n for n in self._clean if self.wants(n) and n in totals and n not in self._halves]
+        if new and all(bool(totals[name].isfinite().all()) for name in new):
+            self._compare(frames, {name: (self._clean[name], self._noisy[name]) for name in new})
+        self._steps += 1
+        if self._steps % _STEPS_TO_CHECK == 0:
+            self._checked.clear()
+
+    def _compare(self, frames: list[Frame], sums: dict[str, tuple[Tensor, Tensor]]) -> None:
+        assert frames[0].noisy_weight is not None
+        largest = largest_error(
+            is_half=any(frame.is_half for frame in frames), device=frames[0].noisy_weight.device
+        )
+        for layer, (off, size) in layer_errors(sums, self._totals.totals).items():
+            names = [name for name in sums if layer_of(name) == layer]
+            if size > 0:
+                self._checked.update(names)
+            if off > largest * size:
+                error = off / size if size else float("inf")
+                self.leave_out(
+                    names,
+                    f"its samples' gradients miss the gradient of the batch by {error:.1%}; "
+                    "something else than the samples' losses has a part in it, or the layer "
+                    "computes otherwise than it seems",
+                )
 
     def _tell(self, coverage: float) -> None:
         untold, self._untold = self._untold, {}
@@ -131,4 +159,5 @@ class Ledger:
 
     def clear(self) -> None:
         """Forget the sums of the step."""
-        self._noisy, self._clean = {}, {}
+        self._noisy, self._clean, self._halves = {}, {}, set()
+        self.has_totals = True

@@ -19,7 +19,8 @@ from ...errors import ArgumentValueError
 from ...records import GroupGradients
 from ..hooks import Guard, Hook, ModuleHook
 from ..parameters import trained_parameters
-from .check import SumCheck, is_compiled, refuse_batch_norm
+from ..quiet import is_compiled
+from .check import SumCheck, refuse_batch_norm, refuse_compiled
 from .engine import TrainedPass
 from .sums import GroupSums
 
@@ -47,11 +48,7 @@ def check_model(model: nn.Module) -> None:
     if private_hooks(model) is not None:
         return
     refuse_batch_norm(model, "opacus")
-    if is_compiled(model):
-        raise ArgumentValueError(
-            'got engine="opacus" and a compiled model, whose layers can\'t be seen; use '
-            'engine="func", or make the monitor with a model that is not compiled'
-        )
+    refuse_compiled(model, "opacus")
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         if not any(parameter.requires_grad for parameter in own):

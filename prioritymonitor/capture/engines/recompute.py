@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..quiet import quiet, unchanged_randomness
 from .calls import Trained, UnknownSamplesError
-from .quiet import quiet, unchanged_randomness
 from .uses import Direct, Use
 
 
@@ -92,12 +92,3 @@ def _of_each(
             ]
             rows.append(pullback(*own))
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def owned_parameters(module: nn.Module) -> list[str]:
-    """Names of the parameters that a layer holds itself and trains."""
-    return [
-        name
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.requires_grad
-    ]

@@ -8,20 +8,17 @@ than it takes to add it up. Letters in shapes: B samples, T positions of a sampl
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_MOST_HELD = 2**19
+MOST_HELD = 2**19
 """Numbers that per-sample gradients may take up at a time; they should stay in the cache."""
 
-_GRAM_WORTH = 32
+GRAM_WORTH = 32
 """How many multiplications one number of a per-sample gradient is worth, that is written and read.
 
 Norms come either from the `[T, T]` products of a sample's positions, which takes multiplications,
@@ -71,7 +68,7 @@ def sums_and_square(uses: Sequence[Use], weights: Tensor) -> tuple[list[Tensor],
     weights = weights.to(first.dtype)
     if len(uses) == 1 and first.has_cheap_square:
         return [first.weighted(weight) for weight in weights], first.square()
-    size = max(1, _MOST_HELD // max(torch.Size(first.shape).numel(), 1))
+    size = max(1, MOST_HELD // max(torch.Size(first.shape).numel(), 1))
     total: Tensor | None = None
     square = []
     for start in range(0, first.samples, size):
@@ -155,95 +152,6 @@ class Outer:
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """A convolution in any number of dimensions, transposed or not."""
-
-    samples: int
-    inputs: Tensor
-    """`[B·k, channels, *space]`: k images of each sample, padded already unless by zeros."""
-    gradient: Tensor
-    """`[B·k, output channels, *space]`."""
-    weight: Tensor
-    """The weight, for its shape."""
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    output_padding: tuple[int, ...] | None
-    """None for a convolution that is not transposed."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.gradient.dtype
-
-    @property
-    def shape(self) -> Sequence[int]:
-        return self.weight.shape
-
-    @cached_property
-    def has_cheap_square(self) -> bool:
-        is_plain = self.groups == 1 and self.output_padding is None and self.inputs.ndim <= 4
-        positions = self.gradient[:, 0].numel() // self.samples
-        return is_plain and _gram_is_cheaper(positions, *self.weight.flatten(1).shape)
-
-    def weighted(self, weight: Tensor) -> Tensor:
-        images = weight.repeat_interleave(len(self.inputs) // self.samples)
-        factor = images.view(-1, *itertools.repeat(1, self.gradient.ndim - 1))
-        return self._backward(self.gradient * factor, self.inputs, 1)
-
-    def square(self) -> Tensor:
-        if not self.has_cheap_square:
-            everyone = self.rows(slice(0, self.samples))
-            return everyone.flatten(1).square().sum(1)
-        return _gram_square(
-            self._by_position(self.gradient.flatten(2)), self._by_position(self._patches())
-        )
-
-    def rows(self, part: slice) -> Tensor:
-        """One convolution with as many groups as samples, so that each sample has its own sum."""
-        gradient = self._side_by_side(self.gradient, part)
-        inputs = self._side_by_side(self.inputs, part)
-        count = len(range(self.samples)[part])
-        return self._backward(gradient, inputs, count).view(count, *self.shape)
-
-    def _side_by_side(self, images: Tensor, part: slice) -> Tensor:
-        """Samples as channels, `[k, b·channels, *space]`."""
-        own: Tensor = images.unflatten(0, (self.samples, -1))[part]
-        return own.transpose(0, 1).flatten(1, 2)
-
-    def _backward(self, gradient: Tensor, inputs: Tensor, count: int) -> Tensor:
-        weight = self.weight.expand(count, *self.shape).flatten(0, 1)
-        _, found, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            inputs,
-            weight,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.output_padding is not None,
-            self.output_padding or [0] * len(self.stride),
-            self.groups * count,
-            [False, True, False],
-        )
-        return found  # type: ignore[no-any-return]
-
-    def _patches(self) -> Tensor:
-        """What each output position sees, `[B·k, d, T]`."""
-        inputs, size = self.inputs, self.weight.shape[2:]
-        stride, padding, dilation = self.stride, self.padding, self.dilation
-        if inputs.ndim == 3:
-            inputs, size = inputs.unsqueeze(2), torch.Size((1, *size))
-            stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
-        return F.unfold(inputs, size, dilation, padding, stride)
-
-    def _by_position(self, images: Tensor) -> Tensor:
-        """`[B, k·T, width]` from `[B·k, width, T]`."""
-        own: Tensor = images.mT.unflatten(0, (self.samples, -1))
-        return own.flatten(1, 2)
-
-
-@dataclass(frozen=True)
 class Lookup:
     """`g_i = sum_t onehot(index_it) ⊗ gradient_it`, for a table of which rows are looked up."""
 
@@ -273,7 +181,7 @@ class Lookup:
         return table.index_add_(0, self.index.flatten(), rows)
 
     def square(self) -> Tensor:
-        size = max(1, _MOST_HELD // self.index.shape[1] ** 2)
+        size = max(1, MOST_HELD // self.index.shape[1] ** 2)
         parts = []
         for index, rows in zip(self.index.split(size), self.gradient.split(size), strict=True):
             alike = index.unsqueeze(1) == index.unsqueeze(2)
@@ -287,11 +195,11 @@ class Lookup:
 
 
 def _gram_is_cheaper(positions: int, left: int, right: int) -> bool:
-    return positions**2 * (left + right) <= _GRAM_WORTH * left * right or positions == 1
+    return positions**2 * (left + right) <= GRAM_WORTH * left * right or positions == 1
 
 
 def _gram_square(left: Tensor, right: Tensor) -> Tensor:
     """`||sum_t left_it ⊗ right_it||²` from products of positions, `[B]`."""
-    size = max(1, _MOST_HELD // left.shape[1] ** 2)
+    size = max(1, MOST_HELD // left.shape[1] ** 2)
     parts = zip(left.split(size), right.split(size), strict=True)
     return torch.cat([((a @ a.mT) * (b @ b.mT)).sum((1, 2)) for a, b in parts])

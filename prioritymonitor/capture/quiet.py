@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ _HOOKS = (
 )
 
 
+_CONTAINERS = (list, dict, set, deque, OrderedDict)
+"""In these a layer may gather what it computes, such as a loss of its own."""
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own module inside what exchanges gradients or compiles."""
     while True:
@@ -33,6 +38,29 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """True if part of it was compiled, so that hooks inside do not fire."""
+    return any(map(_has_own_graph, model.modules()))
+
+
+def hidden_layers(model: nn.Module) -> set[nn.Module]:
+    """Layers in parts that were compiled: a hook would not fire, and have them compiled anew."""
+    compiled = filter(_has_own_graph, model.modules())
+    return {layer for module in compiled for layer in module.modules()}
+
+
+def _has_own_graph(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def is_autocast(device_type: str) -> bool:
+    """Whether autocast is on."""
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except TypeError:  # torch before 2.4
+        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+
+
 @contextlib.contextmanager
 def quiet(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside, calls of the model fire no hooks, compile and say nothing, and leave no trace in it.
@@ -41,6 +69,12 @@ def quiet(model: nn.Module, device: torch.device) -> Iterator[None]:
     gradients are those of the same function, with less noise.
     """
     found = {module: dict(vars(module)) for module in model.modules()}
+    held = [
+        (x, copy.copy(x))
+        for attributes in found.values()
+        for x in attributes.values()
+        if type(x) in _CONTAINERS
+    ]
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
@@ -61,6 +95,9 @@ def quiet(model: nn.Module, device: torch.device) -> Iterator[None]:
             for name in vars(module).keys() - attributes.keys():
                 del vars(module)[name]
             vars(module).update(attributes)
+        for container, content in held:
+            container.clear()
+            (container.update if isinstance(container, (dict, set)) else container.extend)(content)
 
 
 def _silence(module: nn.Module) -> None:
