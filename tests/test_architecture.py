@@ -74,7 +74,11 @@ ALLOWED = {
     "capture.engines.engine": LEAVES | {"capture.hooks"},
     "capture.engines.uses": set(),
     "capture.engines.convolution": {"capture.engines.uses"},
-    "capture.engines.calls": LEAVES | {"capture.engines.uses"},
+    "capture.engines.calls": LEAVES | {"capture.engines.uses", "capture.quiet"},
+    "capture.engines.layouts": {
+        *("capture.head", "capture.quiet", "capture.engines.calls", "capture.engines.engine"),
+        "capture.engines.ledger",
+    },
     "capture.engines.attention": {"capture.engines.calls", "capture.engines.uses"},
     "capture.engines.formulas": {
         *("capture.engines.attention", "capture.engines.calls", "capture.engines.uses"),
@@ -82,6 +86,9 @@ ALLOWED = {
     },
     "capture.engines.recompute": {
         *("capture.engines.calls", "capture.quiet", "capture.engines.uses"),
+    },
+    "capture.engines.layer_watch": {
+        *("capture.hooks", "capture.parameters", "capture.quiet", "capture.engines.calls"),
     },
     "capture.engines.broadcasts": {"capture.hooks"},
     "capture.engines.ledger": LEAVES
@@ -93,7 +100,13 @@ ALLOWED = {
     | {
         *("capture.hooks", "capture.parameters", "capture.quiet", "capture.engines.broadcasts"),
         *("capture.engines.calls", "capture.engines.engine", "capture.engines.formulas"),
-        *("capture.engines.ledger", "capture.engines.recompute", "capture.engines.uses"),
+        *(
+            "capture.engines.ledger",
+            "capture.engines.recompute",
+            "capture.engines.uses",
+            "capture.engines.layer_watch",
+            "capture.engines.layouts",
+        ),
     },
     "capture.parameters": {"capture.hooks"},
     "capture.all_parameters": LEAVES

@@ -12,6 +12,7 @@ from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from ...errors import PriorityMonitorError
+from ..quiet import RandomState
 from .uses import Use
 
 
@@ -80,12 +81,17 @@ class Frame:
     """How often a layer that holds a parameter was called, by the name of the parameter."""
     samples: int = 0
     """Number of samples, B; 0 until the model's output is there."""
+    doubts: dict[str, str] = field(default_factory=dict)
+    """Parameters of layers whose shapes may mislead -> how."""
+    begun: RandomState | None = None
+    """State of the random numbers when the pass began."""
     noisy_weight: Tensor | None = None
     """`[B]`; None until the gradient of the logits has arrived."""
     strength: Tensor | None = None
     """The factor between gradients of the backward pass and those of the samples' losses."""
     weights: Tensor | None = None
-    """Weights of the samples in the sums, divided by the strength, `[2, B]`: noisy, clean."""
+    """Weights of the samples in the sums, divided by the strength, `[2, B]`: noisy, clean; and a
+    third row of signs where a layer's shape may mislead."""
     is_half: bool = False
     """True if a layer gave half precision."""
     early: list[Call] = field(default_factory=list)
@@ -125,6 +131,8 @@ class Call:
     """State of the generator of random numbers before the call, where the layer draws some."""
     is_training: bool
     """The layer's mode at the time of the call."""
+    batch_dim: int
+    """Which dimension of sequences runs over the samples, as far as the layer says so, 0 or 1."""
     is_spread: bool = False
     """True if the output has no samples and is spread over them afterwards."""
 

@@ -22,13 +22,15 @@ from torch.utils import _pytree as pytree
 
 from ...errors import PriorityMonitorError
 from ...records import GroupGradients
-from ..hooks import Guard, Hook, ModuleHook
-from ..parameters import GradientTotals, trained_parameters
+from ..hooks import Guard
+from ..parameters import GradientTotals
 from ..quiet import is_compiled
 from .broadcasts import SpreadFinder, may_lack_samples, watch
-from .calls import Call, Frame, KeptArguments, Trained, draws_random_numbers, random_state
+from .calls import Call, Frame, Trained
 from .engine import TrainedPass
 from .formulas import formula_for
+from .layer_watch import LayerWatch
+from .layouts import Doubts
 from .ledger import Ledger
 from .recompute import recomputed
 from .uses import Direct, Use
@@ -57,97 +59,24 @@ class ClosedFormEngine:
         on_problem: Callable[[str], None],
     ) -> None:
         self._model = model
-        self._optimizer = optimizer
-        self._is_measured = is_measured
         self._guard = guard
-        self._second = _layers_with_samples_second(model)
         self._on_problem = on_problem
         self._mixing = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
         self._is_mixed = False
         self._totals = GradientTotals(guard, self._total_arrived)
         self._ledger = Ledger(self._totals, on_problem)
-        self._parameters: dict[str, nn.Parameter] = {}
-        self._names: dict[int, str] = {}
-        self._open: Frame | None = None
         self._frames: list[Frame] = []
-        holders = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
-        self._handles = []
-        for module in holders:
-            hook = ModuleHook(self._called, guard)
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
-            if draws_random_numbers(module):
-                before = ModuleHook(self._about_to_be_called, guard)
-                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        self._random_states: dict[nn.Module, Tensor] = {}
-        begins = ModuleHook(self._pass_begins, guard)
-        self._handles.append(model.register_forward_pre_hook(begins))
+        self._doubts = Doubts(model, self._ledger)
+        self._layers = LayerWatch(
+            model,
+            optimizer,
+            is_measured=is_measured,
+            wants=self._ledger.wants,
+            on_gradient=self._gradient,
+            guard=guard,
+        )
 
     # Forward pass
-
-    def _pass_begins(self, model: nn.Module, args: Any) -> None:
-        self._forget_open()  # of a pass that failed
-        if self._is_measured() and torch.is_grad_enabled() and not _is_in_backward():
-            self._open = Frame()
-
-    def _forget_open(self) -> None:
-        if self._open is not None:
-            self._open.forget_calls()
-        self._open = None
-
-    def _about_to_be_called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._is_measured() and torch.is_grad_enabled():
-            self._random_states[module] = random_state(module)
-
-    def _called(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not (self._is_measured() and torch.is_grad_enabled()):
-            return
-        outputs = [output] if isinstance(output, Tensor) else pytree.tree_leaves(output)
-        outputs = [x for x in outputs if isinstance(x, Tensor)]
-        trained = [place for place, x in enumerate(outputs) if x.requires_grad]
-        own = self._own_parameters(module)
-        if not trained or not own:
-            return
-        # In any case: a checkpointed layer that is called once more must save what it saved before.
-        kept, frame = KeptArguments(args, kwargs), self._frame()
-        if frame is None:
-            return  # a part of the model that was called on its own
-        first = outputs[trained[0]]
-        call = Call(
-            module=module,
-            frame=frame,
-            kept=kept,
-            names=own,
-            node=None if _is_in_backward() else first.grad_fn,
-            shape=first.shape,
-            gradients=[None] * len(outputs),
-            missing=len(trained),
-            random_state=self._random_states.pop(module, None),
-            is_training=module.training,
-        )
-        if not _is_in_backward():
-            frame.calls.append(call)
-        frame.is_half |= first.element_size() < 4
-        frame.uses.update(own.values())
-        for place in trained:
-            hook = Hook(functools.partial(self._gradient, call, place), self._guard)
-            outputs[place].register_hook(hook)
-
-    def _own_parameters(self, module: nn.Module) -> dict[str, str]:
-        """The parameters of a layer that are measured: name in the layer -> name in the model."""
-        if not self._names:
-            self._parameters = trained_parameters(self._model, self._optimizer)
-            self._names = {id(p): n for n, p in self._parameters.items() if self._ledger.wants(n)}
-        names, own = self._names, module._parameters.items()
-        found = {local: names[id(p)] for local, p in own if id(p) in names}
-        if isinstance(module, nn.MultiheadAttention):  # its output projection is never called
-            inner = module.out_proj._parameters.items()
-            found |= {f"out_proj.{local}": names[id(p)] for local, p in inner if id(p) in names}
-        return found
-
-    def _frame(self) -> Frame | None:
-        if not _is_in_backward():
-            return self._open
-        return self._frames[-1] if self._frames else None  # a checkpointed layer, once more
 
     def forward_done(self, output: Any, samples: int) -> Frame:
         """See `Engine.forward_done`.
@@ -155,15 +84,16 @@ class ClosedFormEngine:
         Raises:
             PriorityMonitorError: The model was compiled after the monitor was made.
         """
-        frame, self._open = self._open or Frame(), None
+        frame = self._layers.end_pass(samples)
         self._totals.forward_done()
-        frame.samples = samples
         if not frame.uses and is_compiled(self._model):
             raise PriorityMonitorError(
                 "the model was compiled after the monitor was made, and its layers can't be seen "
                 'any more; use engine="func", or compile the model first'
             )
         self._follow_spreads(frame, output)
+        if not self._mixing:
+            self._doubts.note(frame)
         frame.forget_calls()
         return frame
 
@@ -176,7 +106,9 @@ class ClosedFormEngine:
         ]
         known = {name for call in formed for name in call.names.values()}
         raw = {
-            n: p for n, p in self._parameters.items() if n not in known and self._ledger.wants(n)
+            n: p
+            for n, p in self._layers.parameters.items()
+            if n not in known and self._ledger.wants(n)
         }
         if not loose and not raw:
             return
@@ -214,11 +146,14 @@ class ClosedFormEngine:
         if not isinstance(frame, Frame):
             return
         frame.noisy_weight, frame.strength = trained.noisy_weight, trained.strength
-        if not self._totals.expect(self._parameters, trained.strength):
+        if not self._totals.expect(self._layers.parameters, trained.strength):
             self._ledger.has_totals = False
-        self._ledger.meddled = {n for n, p in self._parameters.items() if p._backward_hooks}
+        self._ledger.meddled = {n for n, p in self._layers.parameters.items() if p._backward_hooks}
         self._frames.append(frame)
+        self._layers.running = frame
         weights = torch.stack((trained.noisy_weight, 1 - trained.noisy_weight))
+        if frame.doubts:
+            weights = torch.cat((weights, self._doubts.look_into(trained).unsqueeze(0)))
         frame.weights = weights / frame.strength
         with _plain_arithmetic(weights):
             for call in frame.early:
@@ -290,7 +225,7 @@ class ClosedFormEngine:
             kwargs,
             [None if gradient is None else _wide(gradient) for gradient in gradients],
             samples,
-            batch_dim=int(call.module in self._second),
+            batch_dim=call.batch_dim,
             random_state=call.random_state,
             is_training=call.is_training,
         )
@@ -309,12 +244,13 @@ class ClosedFormEngine:
     # Optimizer step
 
     def step_begins(self) -> None:
-        """Nothing is left to do: everything was added up in the backward passes."""
+        """Everything was added up in the backward passes; what is left is to settle doubts."""
+        self._doubts.settle(self._layers.parameters)
 
     def collect(self) -> GroupGradients | None:
         """See `Engine.collect`."""
         with torch.no_grad():
-            gradients = self._ledger.collect(self._frames, self._parameters)
+            gradients = self._ledger.collect(self._frames, self._layers.parameters)
         self._start_anew()
         mixing = [n for n, m in self._mixing.items() if m.training or m.running_mean is None]
         if gradients is None or not mixing:
@@ -332,32 +268,17 @@ class ClosedFormEngine:
         """See `Engine.discard`."""
         self._totals.clear()
         self._ledger.clear()
+        self._doubts.forget()
         self._frames = []
 
     def _start_anew(self) -> None:
         self.discard()
-        self._forget_open()
-        self._parameters, self._names = {}, {}
+        self._layers.start_anew()
 
     def close(self) -> None:
         """Take every hook off again."""
-        for handle in self._handles:
-            handle.remove()
+        self._layers.close()
         self._start_anew()
-
-
-def _is_in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
-
-
-def _layers_with_samples_second(model: nn.Module) -> set[nn.Module]:
-    """Layers that see `[T, B, ...]`, as far as layers of torch say so."""
-    found: set[nn.Module] = set()
-    for module in model.modules():
-        attention = getattr(module, "self_attn", module)
-        if getattr(attention, "batch_first", True) is False:
-            found.update(module.modules())
-    return found
 
 
 def _reason(module: nn.Module, error: Exception) -> str:

@@ -33,6 +33,8 @@ class Ledger:
         self._on_problem = on_problem
         self._noisy: dict[str, Tensor] = {}
         self._clean: dict[str, Tensor] = {}
+        self.signed: dict[str, Tensor] = {}
+        """`sum_i s_i g_i` of parameters of layers whose shapes may mislead."""
         self._halves: set[str] = set()
         self._checked: set[str] = set()
         self._steps = 0
@@ -59,11 +61,16 @@ class Ledger:
             return
         has_both = is_early or name not in self._checked or name in self.meddled
         has_both |= not self.has_totals
-        sums, square = sums_and_square(uses, frame.weights if has_both else frame.weights[:1])
+        kinds = 1
+        if name in frame.doubts:
+            kinds = 3
+        elif has_both:
+            kinds = 2
+        sums, square = sums_and_square(uses, frame.weights[:kinds])
         frame.square[name] = square
-        if not has_both:
+        if kinds == 1:
             self._halves.add(name)
-        for table, part in zip((self._noisy, self._clean), sums, strict=False):
+        for table, part in zip((self._noisy, self._clean, self.signed), sums, strict=False):
             table[name] = table[name].add_(part) if name in table else part
 
     def leave_out(self, names: Iterable[str], reason: str) -> None:
@@ -123,7 +130,8 @@ class Ledger:
         totals = self._totals.totals
         lost = [name for name in self._halves if name not in totals]
         self.leave_out(lost, "its gradient was not seen to arrive")
-        new = [n for n in self._clean if self.wants(n) and n in totals and n not in self._halves]
+        done = self._halves | self._checked
+        new = [n for n in self._clean if self.wants(n) and n in totals and n not in done]
         if new and all(bool(totals[name].isfinite().all()) for name in new):
             self._compare(frames, {name: (self._clean[name], self._noisy[name]) for name in new})
         self._steps += 1
@@ -159,5 +167,5 @@ class Ledger:
 
     def clear(self) -> None:
         """Forget the sums of the step."""
-        self._noisy, self._clean, self._halves = {}, {}, set()
+        self._noisy, self._clean, self.signed, self._halves = {}, {}, {}, set()
         self.has_totals = True
