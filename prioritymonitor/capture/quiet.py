@@ -40,17 +40,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_compiled(model: nn.Module) -> bool:
     """True if part of it was compiled, so that hooks inside do not fire."""
-    return any(map(_has_own_graph, model.modules()))
+    return any(map(has_own_graph, model.modules()))
 
 
 def hidden_layers(model: nn.Module) -> set[nn.Module]:
     """Layers in parts that were compiled: a hook would not fire, and have them compiled anew."""
-    compiled = filter(_has_own_graph, model.modules())
+    compiled = filter(has_own_graph, model.modules())
     return {layer for module in compiled for layer in module.modules()}
 
 
-def _has_own_graph(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+def has_own_graph(module: nn.Module) -> bool:
+    """True for a module that was compiled, whole or in place."""
+    # Asked of every module in every pass, so by its dictionaries: a missing attribute is slow.
+    return "_orig_mod" in module._modules or vars(module).get("_compiled_call_impl") is not None
 
 
 def is_autocast(device_type: str) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .hooks import Guard, ModuleHook
-from .quiet import RandomState, is_autocast, is_compiled, quiet, unchanged_randomness, unwrapped
+from .quiet import RandomState, has_own_graph, is_autocast, quiet, unchanged_randomness, unwrapped
 
 
 class LayerCall(NamedTuple):
@@ -38,12 +38,13 @@ class Uncompiled:
 
     def __init__(self, model: nn.Module, guard: Guard) -> None:
         self._model = model
+        self._modules = list(model.modules())
         self._begun: RandomState | None = None
         hook = ModuleHook(self._pass_begins, guard)
         self._handle = model.register_forward_pre_hook(hook)
 
     def _pass_begins(self, model: nn.Module, args: Any) -> None:
-        is_followed = torch.is_grad_enabled() and is_compiled(model)
+        is_followed = torch.is_grad_enabled() and any(map(has_own_graph, self._modules))
         self._begun = RandomState.now(_device(model)) if is_followed else None
 
     def run_again(self, args: Any, kwargs: Any, layers: Iterable[nn.Module]) -> SecondRun | None:
