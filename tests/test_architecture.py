@@ -79,7 +79,9 @@ ALLOWED = {
         *("capture.head", "capture.quiet", "capture.engines.calls", "capture.engines.engine"),
         "capture.engines.ledger",
     },
-    "capture.engines.attention": {"capture.engines.calls", "capture.engines.uses"},
+    "capture.engines.attention": {
+        *("capture.quiet", "capture.engines.calls", "capture.engines.uses"),
+    },
     "capture.engines.formulas": {
         *("capture.engines.attention", "capture.engines.calls", "capture.engines.uses"),
         "capture.engines.convolution",

@@ -6,14 +6,13 @@ more, and the gradient of the output is led back through it to them.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..quiet import unchanged_randomness
 from .calls import Trained
 from .uses import Direct, Outer, Use
 
@@ -32,7 +31,9 @@ def attention(call: Trained) -> dict[str, Use]:
         F.linear(rows, weight, bias).requires_grad_()
         for rows, weight, bias in zip(inputs, *_projections(layer), strict=True)
     ]
-    with torch.enable_grad(), _random_state(call.random_state, gradient.device):
+    with torch.enable_grad(), unchanged_randomness(gradient.device):
+        if call.begun is not None:
+            call.begun.restore()
         mixed = _mix(layer, projected, named, call.is_training)
     out = layer.out_proj.weight.detach().to(gradient.dtype)
     arrived = torch.autograd.grad(mixed, projected, gradient @ out)
@@ -127,18 +128,3 @@ def _mix(layer: Any, projected: list[Tensor], named: dict[str, Any], is_training
 def _by_sample(rows: Tensor) -> Tensor:
     """`[B, T, width]` from `[T, B, width]`."""
     return rows.transpose(0, 1)
-
-
-@contextlib.contextmanager
-def _random_state(state: Tensor | None, device: torch.device) -> Iterator[None]:
-    """Random numbers as they fell in a past call; afterwards those of the run go on."""
-    if state is None:
-        yield
-        return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state, device)
-        else:
-            torch.set_rng_state(state)
-        yield

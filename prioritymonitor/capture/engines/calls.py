@@ -127,8 +127,8 @@ class Call:
     """What reached each tensor of the output."""
     missing: int
     """How many gradients have not arrived."""
-    random_state: Tensor | None
-    """State of the generator of random numbers before the call, where the layer draws some."""
+    begun: RandomState | None
+    """State of the random numbers before the call, where the layer draws some."""
     is_training: bool
     """The layer's mode at the time of the call."""
     batch_dim: int
@@ -140,14 +140,6 @@ class Call:
 def draws_random_numbers(module: nn.Module) -> bool:
     """True for a layer whose formula computes it once more, and which has dropout inside."""
     return isinstance(module, nn.MultiheadAttention) and module.dropout > 0
-
-
-def random_state(module: nn.Module) -> Tensor:
-    """State of the generator that a layer will draw from."""
-    device = next(module.parameters()).device
-    if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.get_rng_state()
 
 
 @dataclass(frozen=True)
@@ -162,7 +154,7 @@ class Trained:
     """Number of samples, B."""
     batch_dim: int
     """Which dimension of sequences runs over the samples, 0 or 1."""
-    random_state: Tensor | None
+    begun: RandomState | None
     is_training: bool
 
     @property

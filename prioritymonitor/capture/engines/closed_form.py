@@ -226,7 +226,7 @@ class ClosedFormEngine:
             [None if gradient is None else _wide(gradient) for gradient in gradients],
             samples,
             batch_dim=call.batch_dim,
-            random_state=call.random_state,
+            begun=call.begun,
             is_training=call.is_training,
         )
         formula = formula_for(call.module)

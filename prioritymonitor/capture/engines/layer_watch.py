@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..hooks import Guard, Hook, ModuleHook
 from ..parameters import trained_parameters
 from ..quiet import RandomState
-from .calls import Call, Frame, KeptArguments, draws_random_numbers, random_state
+from .calls import Call, Frame, KeptArguments, draws_random_numbers
 
 
 class LayerWatch:
@@ -52,7 +52,7 @@ class LayerWatch:
         self._second = _layers_with_samples_second(model)
         self._names: dict[int, str] = {}
         self._open: Frame | None = None
-        self._random_states: dict[nn.Module, Tensor] = {}
+        self._random_states: dict[nn.Module, RandomState] = {}
         holders = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
         self._handles = [
             module.register_forward_hook(ModuleHook(self._called, guard), with_kwargs=True)
@@ -79,7 +79,8 @@ class LayerWatch:
 
     def _about_to_be_called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._is_measured() and torch.is_grad_enabled():
-            self._random_states[module] = random_state(module)
+            device = next(module.parameters()).device
+            self._random_states[module] = RandomState.now(device)
 
     def _called(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not (self._is_measured() and torch.is_grad_enabled()):
@@ -104,7 +105,7 @@ class LayerWatch:
             shape=first.shape,
             gradients=[None] * len(outputs),
             missing=len(trained),
-            random_state=self._random_states.pop(module, None),
+            begun=self._random_states.pop(module, None),
             is_training=module.training,
             batch_dim=int(module in self._second),
         )
