@@ -244,3 +244,19 @@ def test_freezing_a_layer_before_the_step_does_no_harm():
     assert monitor.latest["train_loss"] > 0
     assert monitor.decision.reason.name != "FAILED"
     monitor.close()
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_transforms_of_the_users_over_the_model_are_let_be(scope):
+    model = mlp()
+    monitor, optimizer = monitored(model, scope=scope)
+    parameters = dict(model.named_parameters())
+    for _ in range(2):
+        torch.func.jacrev(lambda p: torch.func.functional_call(model, p, X).sum())(parameters)
+        torch.func.vmap(model)(X.unsqueeze(1))
+        optimizer.zero_grad()
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+    assert monitor.decision.reason.name != "FAILED"
+    assert monitor.latest["dominance_ratio"] > 0
+    monitor.close()

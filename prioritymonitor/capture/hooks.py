@@ -74,6 +74,11 @@ class Hook:
         return type(self), (None, None)
 
 
+def _transform_runs() -> bool:
+    # What a transform computes is no training pass, and its tensors must not get out of it.
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class ModuleHook(Hook):
     """A hook on a module. In a graph that `torch.compile` makes it is not there.
 
@@ -85,12 +90,12 @@ class ModuleHook(Hook):
     __slots__ = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function outside any compiled graph."""
+        """Call the function outside any compiled graph and any transform of `torch.func`."""
         return None if torch.compiler.is_compiling() else self._uncompiled(*args, **kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _uncompiled(self, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(*args, **kwargs)
+        return None if _transform_runs() else super().__call__(*args, **kwargs)
 
 
 # It may still be traced through, but never be compiled itself: it would then always see that it is.
