@@ -70,17 +70,7 @@ class Watch:
             has_named_head=settings.head is not None,
             has_identity=self.path is not None,
         )
-        self.all_parameters: AllParameters | None = None
-        if settings.engine is not None:
-            self.all_parameters = AllParameters(
-                model,
-                optimizer,
-                ENGINES[settings.engine],
-                is_measured=lambda: self.pace.is_measured(self.capture.steps),
-                noisy_weight=self._grouping.noisy_weight,
-                guard=guard,
-                on_problem=self.log.once,
-            )
+        self.all_parameters = self._follow_parameters(model, optimizer, guard)
         self.capture = StepCapture(
             model,
             optimizer,
@@ -93,6 +83,21 @@ class Watch:
             on_batch=self._batch_trained,
             on_step=self._step_made,
             guard=guard,
+        )
+
+    def _follow_parameters(
+        self, model: nn.Module, optimizer: Optimizer, guard: Guard
+    ) -> AllParameters | None:
+        if self.settings.engine is None:
+            return None
+        return AllParameters(
+            model,
+            optimizer,
+            ENGINES[self.settings.engine],
+            is_measured=lambda: self.pace.is_measured(self.capture.steps),
+            noisy_weight=self._grouping.noisy_weight,
+            guard=guard,
+            on_problem=self.log.once,
         )
 
     @property

@@ -107,6 +107,7 @@ ALLOWED = {
             "capture.engines.recompute",
             "capture.engines.uses",
             "capture.engines.layer_watch",
+            "capture.engines.sums",
             "capture.engines.layouts",
         ),
     },

@@ -38,6 +38,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def inner_names(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, str]:
+    """Name in the user's own module -> name in the model, of some parameters by the latter."""
+    outer = {id(parameter): name for name, parameter in parameters.items()}
+    named = unwrapped(model).named_parameters()
+    return {name: outer[id(p)] for name, p in named if id(p) in outer}
+
+
 def is_compiled(model: nn.Module) -> bool:
     """True if part of it was compiled, so that hooks inside do not fire."""
     return any(map(has_own_graph, model.modules()))

@@ -33,6 +33,7 @@ from .layer_watch import LayerWatch
 from .layouts import Doubts
 from .ledger import Ledger
 from .recompute import recomputed
+from .sums import full_precision
 from .uses import Direct, Use
 
 _NO_SAMPLES = "its output has no samples, and goes through other layers before it is added to them"
@@ -136,7 +137,7 @@ class ClosedFormEngine:
 
     def _add_rows(self, frame: Frame, name: str, rows: Tensor) -> None:
         with _plain_arithmetic(rows):
-            self._add(frame, name, [Direct(_wide(rows))])
+            self._add(frame, name, [Direct(full_precision(rows))])
 
     # Backward pass
 
@@ -211,9 +212,9 @@ class ClosedFormEngine:
     ) -> dict[str, Use]:
         args, kwargs = kept
         if kwargs or not all(isinstance(argument, Tensor) for argument in args):
-            args, kwargs = pytree.tree_map_only(Tensor, _wide, kept)
+            args, kwargs = pytree.tree_map_only(Tensor, full_precision, kept)
         else:
-            args = tuple(map(_wide, args))
+            args = tuple(map(full_precision, args))
         samples = call.frame.samples
         if call.is_spread:
             args, kwargs = pytree.tree_map_only(
@@ -223,7 +224,7 @@ class ClosedFormEngine:
             call.module,
             args,
             kwargs,
-            [None if gradient is None else _wide(gradient) for gradient in gradients],
+            [None if gradient is None else full_precision(gradient) for gradient in gradients],
             samples,
             batch_dim=call.batch_dim,
             begun=call.begun,
@@ -252,8 +253,12 @@ class ClosedFormEngine:
         with torch.no_grad():
             gradients = self._ledger.collect(self._frames, self._layers.parameters)
         self._start_anew()
+        return gradients if gradients is None else self._marked(gradients)
+
+    def _marked(self, gradients: GroupGradients) -> GroupGradients:
+        """With a mark if samples were mixed, which is said once."""
         mixing = [n for n, m in self._mixing.items() if m.training or m.running_mean is None]
-        if gradients is None or not mixing:
+        if not mixing:
             return gradients
         if not self._is_mixed:
             self._is_mixed = True
@@ -284,12 +289,6 @@ class ClosedFormEngine:
 def _reason(module: nn.Module, error: Exception) -> str:
     detail = f": {error}" if str(error) else ""
     return f"{type(module).__name__} can't be followed ({type(error).__name__}{detail})"
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Detached, and in single precision if it is in half."""
-    tensor = tensor.detach()
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 @contextlib.contextmanager

@@ -18,11 +18,11 @@ from ...errors import ArgumentValueError, PriorityMonitorError
 from ...records import GroupGradients
 from ..hooks import Guard, ModuleHook
 from ..parameters import trained_parameters
-from ..quiet import RandomState, quiet, unchanged_randomness, unwrapped
+from ..quiet import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
 from .check import SumCheck, refuse_batch_norm
 from .engine import TrainedPass
 from .mapped import SampleFunction, where_it_failed
-from .sums import GroupSums
+from .sums import GroupSums, full_precision
 
 _MOST_HELD = 256 * 2**20
 """Bytes of per-sample gradients held at a time, unless one sample alone needs more."""
@@ -133,7 +133,7 @@ class FuncEngine:
     def _measure(self, trained: TrainedPass, measured: set[str]) -> None:
         function, outer_names = self._sample_function(trained, measured)
         gradient, device = trained.gradient, self._device()
-        gradient = gradient.float() if gradient.element_size() < 4 else gradient
+        gradient = full_precision(gradient)
         residual = gradient / trained.strength.to(gradient.dtype)
         size = self._chunk_size or _chunk_size(function.parameters)
         with unchanged_randomness(device), quiet(function.module, device):
@@ -147,21 +147,16 @@ class FuncEngine:
         self, trained: TrainedPass, measured: set[str]
     ) -> tuple[SampleFunction, dict[str, str]]:
         """The function, and the names in the model of the loop for those in the module inside."""
-        module = unwrapped(self._model)
-        outer = {id(parameter): name for name, parameter in self._parameters().items()}
-        inside = {
-            name: parameter
-            for name, parameter in module.named_parameters()
-            if outer.get(id(parameter)) in measured
-        }
+        wanted = {name: p for name, p in self._parameters().items() if name in measured}
+        names = inner_names(self._model, wanted)
         function = SampleFunction(
-            module,
-            {name: parameter.detach() for name, parameter in inside.items()},
+            unwrapped(self._model),
+            {inner: wanted[name].detach() for inner, name in names.items()},
             trained.args,
             trained.kwargs,
             trained.logit_position,
         )
-        return function, {name: outer[id(parameter)] for name, parameter in inside.items()}
+        return function, names
 
     def _gradients(
         self, function: SampleFunction, residual: Tensor, part: slice, trained: TrainedPass

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..head import logits_in
-from ..quiet import RandomState, quiet, unchanged_randomness, unwrapped
+from ..quiet import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
 from .calls import Frame
 from .engine import TrainedPass
 from .ledger import Ledger
@@ -131,12 +131,12 @@ def signed_gradients(
         model: The model of the loop.
         begun: State of the random numbers when the pass began.
         trained: The pass; the parameters are still those that it used.
-        parameters: Those to look at, by any name.
+        parameters: Those to look at, by their names in the model.
         sign: `s_i`, `[B]`.
     """
     module, device = unwrapped(model), trained.gradient.device
-    own = {n: p for n, p in module.named_parameters() if any(p is q for q in parameters.values())}
-    leaves = {name: p.detach().requires_grad_() for name, p in own.items()}
+    names = inner_names(model, parameters)
+    leaves = {inner: parameters[name].detach().requires_grad_() for inner, name in names.items()}
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with unchanged_randomness(device), quiet(module, device), torch.enable_grad():
         begun.restore()
@@ -145,10 +145,10 @@ def signed_gradients(
         residual = (trained.gradient / trained.strength).reshape(logits.shape).to(logits.dtype)
         by_sample = sign.to(residual.dtype).view(-1, *(1 for _ in residual.shape[1:]))
         found = torch.autograd.grad(
-            logits, list(leaves.values()), residual * by_sample, allow_unused=True
+            logits,
+            list(leaves.values()),
+            residual * by_sample,
+            allow_unused=True,
+            materialize_grads=True,
         )
-    by_id = {id(own[name]): gradient for name, gradient in zip(leaves, found, strict=True)}
-    return {
-        name: torch.zeros_like(p) if by_id.get(id(p)) is None else by_id[id(p)]
-        for name, p in parameters.items()
-    }
+    return dict(zip(names.values(), found, strict=True))

@@ -33,7 +33,7 @@ class GroupSums:
         """
         squares = {}
         for name, gradient in gradients.items():
-            rows = _full_precision(gradient).flatten(1)
+            rows = full_precision(gradient).flatten(1)
             share = noisy_weight.to(rows)
             added = (torch.stack([1 - share, share]) @ rows).view(2, *gradient.shape[1:])
             earlier = self._sums.get(name)
@@ -70,6 +70,8 @@ class GroupSums:
         return total
 
 
-def _full_precision(gradient: Tensor) -> Tensor:
-    is_half = gradient.is_floating_point() and gradient.element_size() < 4
-    return gradient.float() if is_half else gradient
+def full_precision(tensor: Tensor) -> Tensor:
+    """Detached, and in single precision if it is in half."""
+    tensor = tensor.detach()
+    is_half = tensor.is_floating_point() and tensor.element_size() < 4
+    return tensor.float() if is_half else tensor

@@ -34,12 +34,7 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
     gradient = gradient.to(logits.dtype)
     log_total = logits.logsumexp(2, keepdim=True)  # on a CPU much faster than softmax
     probability = (logits - log_total).exp()
-    lowest, target = gradient.min(2)
-    # A sample that is fit to the last bit has no negative entry left; its label is its prediction.
-    target = torch.where(lowest < 0, target, logits.argmax(2))
-    label = target.unsqueeze(2)
-    # Not one_hot(): it waits for the device, to check the labels.
-    onehot = torch.zeros_like(probability).scatter_(2, label, 1.0)
+    target, onehot = _labels(logits, gradient)
     residual = probability - onehot
 
     # Everything else follows from three products per sample.
@@ -58,7 +53,7 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
     is_weighted = misfit > max(_LEAST_WEIGHTED, (4 * given_type.eps) ** 2)
     mean_weight = weighted.sum(1) / counted.sum(1)
     weight = torch.where(is_weighted.unsqueeze(1), weighted / mean_weight.unsqueeze(1), counted)
-    loss = (log_total - logits.gather(2, label)).squeeze(2)
+    loss = (log_total - logits.gather(2, target.unsqueeze(2))).squeeze(2)
     finite = products.finite & log_total.sum((1, 2)).isfinite()
     margin, rival = class_margin(probability, target)
     return Observed(
@@ -74,6 +69,15 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
         finite=finite,
         labels=Labels.ONE,
     )
+
+
+def _labels(logits: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The label of each row, `[K, R]`, and its one-hot row, `[K, R, C]`."""
+    lowest, target = gradient.min(2)
+    # A sample that is fit to the last bit has no negative entry left; its label is its prediction.
+    target = torch.where(lowest < 0, target, logits.argmax(2))
+    # Not one_hot(): it waits for the device, to check the labels.
+    return target, torch.zeros_like(logits).scatter_(2, target.unsqueeze(2), 1.0)
 
 
 def _per_class(values: Tensor, onehot: Tensor) -> Tensor:
