@@ -3,13 +3,29 @@
 import copy
 
 import torch
-from architectures import logits_of
+from architectures import ARCHITECTURES, logits_of
+from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim import SGD
 
 from prioritymonitor.capture.engines.engine import TrainedPass
 from prioritymonitor.capture.head import logits_in
 from prioritymonitor.capture.hooks import Guard
 from prioritymonitor.capture.parameters import trained_parameters
+
+
+def make_batches(name, sizes, dtype=torch.float64):
+    """Batches of some sizes for an architecture."""
+    batches = [ARCHITECTURES[name].make_batch(size) for size in sizes]
+    return [(x.to(dtype) if x.is_floating_point() else x, labels) for x, labels in batches]
+
+
+def small_mlp():
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)).double()
+
+
+def small_batch(size=6):
+    return torch.randn(size, 5, dtype=torch.float64), torch.randint(3, (size,))
 
 
 class Driver:
@@ -79,6 +95,21 @@ def train(model, optimizer, batches, divisor=1):
         losses.append(loss.detach())
     optimizer.step()
     return torch.stack(losses)
+
+
+def measured(engine_class, model, batches, divisor=1, strength=None, **options):
+    """Trains one step with an engine; returns the driver and the error against autograd."""
+    optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    driver = Driver(engine_class, model, optimizer, **options)
+    driver.strength = strength or (None if divisor == 1 else 1 / len(batches[0][1]) / divisor)
+    before = copy.deepcopy(model)
+    train(model, optimizer, batches, divisor)
+    driver.close()
+    assert driver.errors == []
+    (record,) = driver.records
+    names = list(record.sums)
+    plain = SGD([p for n, p in before.named_parameters() if n in names], lr=0.1)
+    return driver, largest_difference(record, *by_hand(before, plain, batches, driver.weights))
 
 
 def by_hand(model, optimizer, batches, weights):

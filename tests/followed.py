@@ -4,11 +4,12 @@ import copy
 import math
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from prioritymonitor import GradientMonitor
 
-from .cases import make_data, make_loader
+from .cases import CLASSES, INPUTS, make_data, make_loader
 from .reference import expected_statistics, logits_of
 
 STATISTICS = (
@@ -22,6 +23,19 @@ WAYS = {
     "func": {"scope": "all", "engine": "func"},
 }
 """What can be measured, and how."""
+
+
+class Net(nn.Module):
+    """Linear layers and a normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(INPUTS, 9)
+        self.norm = nn.LayerNorm(9)
+        self.head = nn.Linear(9, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.norm(self.first(x)).relu())
 
 
 def loss_of_one(model, x, y):

@@ -7,24 +7,13 @@ from torch import nn
 
 from prioritymonitor import GradientMonitor
 
-from .cases import CLASSES, INPUTS, make_data, make_loader
-from .followed import WAYS, Followed
+from .cases import make_data, make_loader
+from .followed import WAYS, Followed, Net
 
 EXACT = 1e-9
 
 ways = pytest.mark.parametrize("way", WAYS)
 exact_ways = pytest.mark.parametrize("way", ["head", "closed_form"])
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(INPUTS, 9)
-        self.norm = nn.LayerNorm(9)
-        self.head = nn.Linear(9, CLASSES)
-
-    def forward(self, x):
-        return self.head(self.norm(self.first(x)).relu())
 
 
 def sgd(model, **options):

@@ -1,6 +1,7 @@
 """The engine `closed_form` against plain autograd on single samples."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -14,25 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from prioritymonitor.capture.engines.closed_form import ClosedFormEngine
 
+from . import engine_driver
 from .engine_driver import Driver, by_hand, largest_difference, train
 from .layer_kinds import KINDS, Wrapped, inputs_for
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
-def measured(model, batches, divisor=1, strength=None):
-    """Trains one step with the engine; returns the driver and the error against autograd."""
-    optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    driver = Driver(ClosedFormEngine, model, optimizer)
-    driver.strength = strength or (None if divisor == 1 else 1 / len(batches[0][1]) / divisor)
-    before = copy.deepcopy(model)
-    train(model, optimizer, batches, divisor)
-    driver.close()
-    assert driver.errors == []
-    (record,) = driver.records
-    names = list(record.sums)
-    plain = SGD([p for n, p in before.named_parameters() if n in names], lr=0.1)
-    return driver, largest_difference(record, *by_hand(before, plain, batches, driver.weights))
+measured = functools.partial(engine_driver.measured, ClosedFormEngine)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -1,6 +1,7 @@
 """The engine `func`: per-sample gradients by torch.func."""
 
 import copy
+import functools
 import random
 
 import numpy as np
@@ -13,39 +14,18 @@ from torch.optim import SGD
 from prioritymonitor.capture.engines.func import FuncEngine, check_model
 from prioritymonitor.errors import ArgumentValueError, PriorityMonitorError
 
-from .engine_driver import Driver, by_hand, largest_difference, train
+from . import engine_driver
+from .engine_driver import (
+    Driver,
+    by_hand,
+    largest_difference,
+    make_batches,
+    small_batch,
+    small_mlp,
+    train,
+)
 
-
-def floats(inputs, dtype):
-    return inputs.to(dtype) if inputs.is_floating_point() else inputs
-
-
-def make_batches(name, sizes, dtype=torch.float64):
-    batches = [ARCHITECTURES[name].make_batch(size) for size in sizes]
-    return [(floats(inputs, dtype), labels) for inputs, labels in batches]
-
-
-def measured(model, batches, divisor=1, **options):
-    """Trains one step with the engine; returns the driver and the error against autograd."""
-    optimizer = SGD(model.parameters(), lr=0.1)
-    driver = Driver(FuncEngine, model, optimizer, **options)
-    driver.strength = None if divisor == 1 else 1 / len(batches[0][1]) / divisor
-    before = copy.deepcopy(model)
-    train(model, optimizer, batches, divisor)
-    driver.close()
-    assert driver.errors == []
-    (record,) = driver.records
-    names = list(record.sums)
-    plain = SGD([p for n, p in before.named_parameters() if n in names], lr=0.1)
-    return driver, largest_difference(record, *by_hand(before, plain, batches, driver.weights))
-
-
-def small_mlp():
-    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)).double()
-
-
-def small_batch(size=6):
-    return torch.randn(size, 5, dtype=torch.float64), torch.randint(3, (size,))
+measured = functools.partial(engine_driver.measured, FuncEngine)
 
 
 EXACT = ["mlp", "cnn", "vit", "lstm", "text_transformer", "hand_written_text_transformer"]

@@ -1,6 +1,7 @@
 """The engine `opacus`: its formulas in a plain model, its own numbers in a private one."""
 
 import copy
+import functools
 import logging
 import subprocess
 import sys
@@ -15,36 +16,21 @@ from prioritymonitor import arguments
 from prioritymonitor.capture.engines.opacus import OpacusEngine, check_model
 from prioritymonitor.errors import ArgumentValueError
 
-from .engine_driver import Driver, by_hand, largest_difference, train
+from . import engine_driver
+from .engine_driver import (
+    Driver,
+    by_hand,
+    largest_difference,
+    make_batches,
+    small_batch,
+    small_mlp,
+    train,
+)
 
 pytest.importorskip("opacus")
 
 
-def make_batches(name, sizes, dtype=torch.float64):
-    batches = [ARCHITECTURES[name].make_batch(size) for size in sizes]
-    return [(x.to(dtype) if x.is_floating_point() else x, labels) for x, labels in batches]
-
-
-def small_mlp():
-    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)).double()
-
-
-def small_batch(size=6):
-    return torch.randn(size, 5, dtype=torch.float64), torch.randint(3, (size,))
-
-
-def measured(model, batches, divisor=1):
-    """Trains one step with the engine; returns the driver and the error against autograd."""
-    optimizer = SGD(model.parameters(), lr=0.1)
-    before = copy.deepcopy(model)
-    driver = Driver(OpacusEngine, model, optimizer)
-    driver.strength = None if divisor == 1 else 1 / len(batches[0][1]) / divisor
-    train(model, optimizer, batches, divisor)
-    driver.close()
-    assert driver.errors == []
-    (record,) = driver.records
-    sums, square = by_hand(before, kept(before, record), batches, driver.weights)
-    return driver, largest_difference(record, sums, square)
+measured = functools.partial(engine_driver.measured, OpacusEngine)
 
 
 def kept(model, record):

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .cases import CLASSES, INPUTS
-from .followed import WAYS, Followed
+from .followed import WAYS, Followed, Net
 
 SCALE = 2.0**14
 
@@ -20,17 +19,6 @@ OPTIMIZERS = {
     "AdamW": lambda p: AdamW(p, 0.01),
     "AdamW, fused": lambda p: AdamW(p, 0.01, fused=True),
 }
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(INPUTS, 9)
-        self.norm = nn.LayerNorm(9)
-        self.head = nn.Linear(9, CLASSES)
-
-    def forward(self, x):
-        return self.head(self.norm(self.first(x)).relu())
 
 
 def followed(way, optimizer=OPTIMIZERS["SGD"], **options):
