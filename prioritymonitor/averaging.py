@@ -1,4 +1,4 @@
-"""The kept weights: a running average, and what it was at the end of the latest epochs."""
+"""The kept weights: a running average, and what it was at the end of the best epoch so far."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Weights = dict[str, Tensor]
 
 
 class WeightKeeper:
-    """Keeps the trainable parameters and buffers of a model at the end of the latest epochs.
+    """Keeps the trainable parameters and buffers of a model as they were after the best epoch.
 
-    Memory: the average on the device of the model (one model, if `averaged`), and `window` models
-    in host memory. Only parameters that require a gradient and buffers count as the model.
+    Memory: the average on the device of the model (one model, if `averaged`), and one model in host
+    memory. Only parameters that require a gradient and buffers count as the model.
 
     Args:
         model: The model.
         averaged: Keep the running average; False: the weights as the optimizer left them.
-        window: For how many epochs weights are kept.
     """
 
-    def __init__(self, model: nn.Module, averaged: bool, window: int) -> None:
+    def __init__(self, model: nn.Module, averaged: bool) -> None:
         self._model = model
         self._averaged = averaged
-        self._window = window
-        self._kept: dict[int, Weights] = {}
+        self.epoch: int | None = None
+        """The epoch whose weights are kept; None before the first."""
+        self._kept: Weights = {}
         self._average: Weights = {}
         self._steps = 0
         """Optimizer steps in the average."""
@@ -91,8 +91,8 @@ class WeightKeeper:
             currents.append(current)  # the parameter itself: its data may be exchanged
         return list(groups.values())
 
-    def end_epoch(self, epoch: int) -> int:
-        """Keep the weights as those of this epoch.
+    def end_epoch(self) -> int:
+        """Bring the average up to date.
 
         Returns:
             How many optimizer steps were made since the last call.
@@ -100,37 +100,33 @@ class WeightKeeper:
         self._catch_up()
         steps, self._steps_in_epoch = self._steps_in_epoch, 0
         self._pairs = None  # parameters may be frozen, unfrozen or moved between epochs
-        if not self._frozen:
-            weights = self._average if self._averaged else _weights(self._model)
-        if not self._frozen and weights:
-            self._kept[epoch] = {
-                name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
-            }
-            for old in sorted(self._kept)[: -self._window]:
-                del self._kept[old]
         return steps
 
-    def nearest(self, epoch: int) -> int | None:
-        """The kept epoch nearest to this one; None if nothing was kept."""
-        return min(self._kept, key=lambda kept: abs(kept - epoch)) if self._kept else None
+    def keep(self, epoch: int) -> None:
+        """Keep the weights as they are now, as those of this epoch."""
+        weights = self._average if self._averaged else _weights(self._model)
+        if weights:
+            self._kept = {
+                name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
+            }
+            self.epoch = epoch
 
-    def settle(self, epoch: int) -> None:
-        """Keep the weights of this epoch only, from now on."""
-        nearest = self.nearest(epoch)
-        self._kept = {} if nearest is None else {nearest: self._kept[nearest]}
+    def freeze(self) -> None:
+        """Average no more, from now on."""
         self._average, self._pairs, self._frozen = {}, None, True
 
     @torch.no_grad()
-    def restore(self, epoch: int) -> None:
-        """Put the weights of a kept epoch into the model."""
+    def restore(self) -> None:
+        """Put the kept weights into the model."""
         current = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
-        for name, kept in self._kept[epoch].items():
+        for name, kept in self._kept.items():
             current[name].copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""
         return {
-            "kept": {epoch: dict(weights) for epoch, weights in self._kept.items()},
+            "epoch": self.epoch,
+            "kept": dict(self._kept),
             "average": {name: tensor.cpu().clone() for name, tensor in self._average.items()},
             "steps": self._steps,
             "steps_behind": self._steps_behind,
@@ -141,7 +137,8 @@ class WeightKeeper:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
-        self._kept = {epoch: dict(weights) for epoch, weights in state["kept"].items()}
+        self.epoch = state["epoch"]
+        self._kept = dict(state["kept"])
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
         self._steps = state["steps"]
         self._steps_behind = state["steps_behind"]

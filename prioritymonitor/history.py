@@ -1,8 +1,7 @@
-"""What happened to each training sample, epoch by epoch.
+"""What happened to each training sample so far.
 
 During an epoch everything is added up on the device of the logits, without waiting for it. At the
-end of the epoch one row moves to the host: losses in half precision (2 bytes per sample and epoch)
-and the cumulative margin in single precision.
+end of the epoch one row moves to the host. A sample takes a few numbers, however long the run.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from torch import Tensor
 from .errors import ArgumentValueError
 from .records import Batch
 
-_LARGEST_HALF = torch.finfo(torch.float16).max
 _SUBSET_SEED = 20230605
 
 
@@ -25,10 +23,9 @@ class SampleHistory:
     Args:
         dataset_size: Number of samples an index may name.
         max_tracked: Larger data sets are followed by a fixed random subset of this many samples.
-        margins_kept: For how many past epochs the mean margin is kept as it stood.
     """
 
-    def __init__(self, dataset_size: int, max_tracked: int, margins_kept: int) -> None:
+    def __init__(self, dataset_size: int, max_tracked: int) -> None:
         self.tracked: Tensor | None = None
         """Positions in the data set that are followed, sorted `[n]`; None: all of them."""
         self.size = min(dataset_size, max_tracked)
@@ -36,24 +33,20 @@ class SampleHistory:
             generator = torch.Generator().manual_seed(_SUBSET_SEED)
             drawn = torch.randperm(dataset_size, generator=generator)[:max_tracked]
             self.tracked = drawn.sort().values
-        self.losses: list[Tensor] = []
-        """Loss of each sample in each epoch, float16 `[n]` each; NaN before a first visit."""
+        self.loss = torch.full((self.size,), torch.nan)
+        """Loss of each sample in the latest epoch that visited it, `[n]`; NaN before the first."""
+        self.decrease = torch.full((self.size,), torch.nan)
+        """By how much the latest epoch brought it down, `[n]`: since the epoch of the visit before,
+        at a first visit since the start of the training; NaN where the epoch made no visit."""
         self._dataset_size = dataset_size
-        self._margins_kept = margins_kept
-        self._margin_sum = torch.zeros(self.size, dtype=torch.float32)
-        self._visits = torch.zeros(self.size, dtype=torch.float32)
-        self._mean_margins: list[Tensor] = []
-        self._rivals: list[Tensor] = []
+        self._margin_sum = torch.zeros(self.size)
+        self._visits = torch.zeros(self.size)
+        self._initial_loss: Tensor | None = None
         # One row more than there are samples: what must not count is added up in the last.
-        self._epoch = torch.zeros(self.size + 1, 3, dtype=torch.float32)
+        self._epoch = torch.zeros(self.size + 1, 3)
         self._labels = torch.full((self.size + 1, 2), -1, dtype=torch.int32)
         self._relabelled = torch.zeros((), dtype=torch.int64)
         self._slots: Tensor | None = None
-
-    @property
-    def epochs(self) -> int:
-        """Number of complete epochs."""
-        return len(self.losses)
 
     def slots(self, index: Tensor) -> Tensor:
         """Row of each sample, `[B]`; untracked samples share the row past the last."""
@@ -70,6 +63,10 @@ class SampleHistory:
         """Add a batch with known indices to the running epoch."""
         assert batch.index is not None
         self._to(batch.index.device)
+        if self._initial_loss is None:
+            first = len(batch.counted) // len(batch.misfit)  # later ones follow an update or more
+            counted = batch.counted[:first].float()
+            self._initial_loss = (batch.sample_loss[:first] * counted).sum() / counted.sum()
         slot = torch.where(batch.counted, self.slots(batch.index), self.size)
         seen = torch.stack((batch.sample_loss, batch.margin, torch.ones_like(batch.margin)), 1)
         self._epoch.index_add_(0, slot, seen.to(self._epoch.dtype))
@@ -88,19 +85,12 @@ class SampleHistory:
         relabelled = int(self._relabelled)
         self._epoch.zero_()
         self._relabelled.zero_()
-        visited = visits > 0
-        row = (loss / visits).clamp(max=_LARGEST_HALF).half()
-        if self.losses:
-            row = torch.where(visited, row, self.losses[-1])
-            first = visited & self.losses[-1].isnan()
-            for earlier in self.losses if bool(first.any()) else []:
-                earlier[first] = row[first]  # unknown before: no change from then to now
-        self.losses.append(row)
+        loss = loss / visits  # NaN without a visit
+        before = torch.where(self.loss.isnan(), self.initial_loss, self.loss)
+        self.decrease = before - loss
+        self.loss = torch.where(loss.isnan(), self.loss, loss)
         self._margin_sum += margin
         self._visits += visits
-        self._mean_margins.append(self._margin_sum / self._visits)
-        self._rivals.append(self._labels[:-1, 1].to("cpu", copy=True))
-        del self._mean_margins[: -self._margins_kept], self._rivals[: -self._margins_kept]
         return relabelled
 
     @property
@@ -109,19 +99,24 @@ class SampleHistory:
         return not bool(self._visits.any())
 
     @property
-    def settled_margin(self) -> Tensor:
-        """Mean margin as it stood before the latest `margins_kept − 1` epochs, float32 `[n]`."""
-        return self._mean_margins[0]
+    def initial_loss(self) -> float:
+        """Mean loss of the first batch, before any update; NaN if it could not be told."""
+        return float(self._initial_loss) if self._initial_loss is not None else float("nan")
 
     @property
-    def settled_rival(self) -> Tensor:
-        """Most probable class other than the given label at that time, int32 `[n]`; −1: unknown."""
-        return self._rivals[0]
+    def mean_margin(self) -> Tensor:
+        """Mean margin of each sample over its visits, `[n]`; NaN before the first."""
+        return self._margin_sum / self._visits
 
     @property
     def given_label(self) -> Tensor:
         """Label of each sample as the loss saw it, int32 `[n]`; −1 before its first visit."""
         return self._labels[:-1, 0].cpu()
+
+    @property
+    def rival(self) -> Tensor:
+        """Most probable class other than the given label at the latest visit, int32 `[n]`."""
+        return self._labels[:-1, 1].to("cpu", copy=True)
 
     def positions(self, slots: Tensor) -> Tensor:
         """Positions in the data set of some rows."""
@@ -137,11 +132,10 @@ class SampleHistory:
         """Tensors and plain types; the subset of a large data set follows from its size."""
         return {
             "dataset_size": self._dataset_size,
-            "losses": torch.stack(self.losses) if self.losses else torch.zeros(0, self.size),
+            "initial_loss": None if self._initial_loss is None else self.initial_loss,
+            "loss": self.loss.clone(),
             "margin_sum": self._margin_sum.clone(),
             "visits": self._visits.clone(),
-            "mean_margins": list(self._mean_margins),
-            "rivals": list(self._rivals),
             "epoch": self._epoch.cpu().clone(),
             "labels": self._labels.cpu().clone(),
             "relabelled": int(self._relabelled),
@@ -159,11 +153,11 @@ class SampleHistory:
                 f"{self._dataset_size}; resume with the same data and max_tracked"
             )
         # To the host, wherever the state was loaded to; the device follows with the next batch.
-        self.losses = list(state["losses"].cpu().clone().unbind(0))
+        initial = state["initial_loss"]
+        self._initial_loss = None if initial is None else torch.tensor(initial)
+        self.loss = state["loss"].cpu().clone()
         self._margin_sum = state["margin_sum"].cpu().clone()
         self._visits = state["visits"].cpu().clone()
-        self._mean_margins = [margin.cpu() for margin in state["mean_margins"]]
-        self._rivals = [rival.cpu() for rival in state["rivals"]]
         self._epoch = state["epoch"].cpu().clone()
         self._labels = state["labels"].cpu().clone()
         self._relabelled = torch.tensor(state["relabelled"])

@@ -9,6 +9,9 @@ from torch import Tensor
 TEMPERATURE = 0.1
 """Width of the transition in units of the probability margin, which lies in [−1, 1]."""
 
+MOST_NOISE = 0.9
+"""Noise rate above which labels look wrong because little has been learnt yet."""
+
 _TOLERANCE = 1e-4
 _MOST_ROUNDS = 100
 
@@ -47,3 +50,18 @@ def consistent_noise_rate(mean_margin: Tensor) -> float:
         if abs(rate - before) < _TOLERANCE:
             break
     return rate
+
+
+def noisy_part(mean_margin: Tensor) -> Tensor:
+    """Part of what is learnt of each sample that counts as the noisy labels' gain.
+
+    This is `noisy_weight` without the benefit of the doubt: where few labels are wrong, a label
+    that the network disagrees with is most likely right and hard, and still what is learnt of it
+    is mostly learnt by heart. So both sides are even at a margin of zero, unless more than half of
+    the labels are wrong, and that is more than the network's ignorance.
+
+    Args:
+        mean_margin: `[n]`; NaN for samples never visited.
+    """
+    rate = consistent_noise_rate(mean_margin)
+    return noisy_weight(mean_margin, rate if 0.5 < rate <= MOST_NOISE else 0.5)

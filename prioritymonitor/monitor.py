@@ -157,7 +157,7 @@ class GradientMonitor:
     def best_epoch(self) -> int | None:
         """The epoch whose weights `restore_best()` would give now; None before the first."""
         wanted, keeper = self.decision.best_epoch, self._watch.keeper
-        return wanted if wanted is None or keeper is None else keeper.nearest(wanted)
+        return wanted if keeper is None else keeper.epoch
 
     @property
     def noise_rate(self) -> float:
@@ -176,10 +176,8 @@ class GradientMonitor:
 
         Returns:
             Plain dicts with the keys `epoch`, `step`, `priority`, `noise_rate`, `train_loss`,
-            `clean_loss`, `noisy_loss`, `epochs_since_peak`, `best_epoch` and `stop`. The priority
-            is that of today's view of which labels are noisy, for past epochs too; everything else
-            is as it was at the time. Without sample identities, and after the stop: `epoch` and
-            `step` only.
+            `clean_loss`, `noisy_loss`, `epochs_since_peak`, `best_epoch` and `stop`. Without
+            sample identities, and after the stop: `epoch` and `step` only.
         """
         self._watch.settle_epoch()
         return self._watch.history()
@@ -219,7 +217,7 @@ class GradientMonitor:
                 "completed"
             )
             return None
-        keeper.restore(epoch)
+        keeper.restore()
         return epoch
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .decision import StopRule, decide
+from .decision import StopRule, decide, peak_epoch
 from .history import SampleHistory
-from .membership import consistent_noise_rate, noisy_weight
+from .membership import MOST_NOISE, consistent_noise_rate, noisy_part, noisy_weight
 from .records import Batch, Decision, StopReason, Suspect
-from .statistics import clean_priority
-
-_MOST_NOISE = 0.9
-"""Noise rate from which on labels look wrong because nothing has been learnt yet."""
+from .statistics import priority_gain
 
 
 class PriorityPath:
@@ -30,20 +27,25 @@ class PriorityPath:
     def __init__(
         self, dataset_size: int, max_tracked: int, rule: StopRule | None, average_lag: int
     ) -> None:
-        delay = (rule or StopRule()).membership_delay
-        self.history = SampleHistory(dataset_size, max_tracked, margins_kept=delay + 1)
+        self.history = SampleHistory(dataset_size, max_tracked)
         self.priority: list[float] = []
-        """Clean priority after each epoch, as it looks today."""
+        """Clean priority after each epoch, in nats per sample."""
         self.decision = Decision(
             False, StopReason.TOO_EARLY, 0, None, "no epoch has been completed yet"
         )
         self._rule = rule
         self._average_lag = average_lag
-        self._noisy_weight: Tensor | None = None
-        """Today's membership of each tracked sample, float32 `[n]`."""
-        self._on_device: Tensor | None = None
-        self._prior = 0.5
+        self._first: int | None = None
+        """The first epoch after which labels could be judged."""
+        self._margin: Tensor | None = None
+        """Mean margins as they stood after the best epoch, `[n]`: those gathered after noise began
+        to be fitted would make wrong labels look clean."""
+        self._rival: Tensor | None = None
+        """Most probable other class at that time, int32 `[n]`."""
+        self._noise_rate = 0.5
         """Noise rate at which the membership of all samples is consistent with itself."""
+        self._on_device: Tensor | None = None
+        """How noisy each label is taken to be by that, on the device of the batches, `[n + 1]`."""
         self._known = torch.full((self.history.size + 1,), torch.nan, dtype=torch.float32)
 
     def record(self, batch: Batch, is_noisy: Tensor | None) -> None:
@@ -66,12 +68,12 @@ class PriorityPath:
         From the sample's past visits; at its first visit, from the margin of that visit, which no
         memory of the label can have touched yet.
         """
-        momentary = noisy_weight(batch.margin, self._prior)
-        if self._noisy_weight is None or batch.index is None:
+        momentary = noisy_weight(batch.margin, self._noise_rate)
+        if self._margin is None or batch.index is None:
             return momentary
         if self._on_device is None:
-            past = torch.cat((self._noisy_weight, torch.tensor([torch.nan])))
-            self._on_device = past.to(batch.index.device)
+            past = torch.where(self._margin.isnan(), torch.nan, self._weight)
+            self._on_device = torch.cat((past, torch.tensor([torch.nan]))).to(batch.index.device)
         past = self._on_device[self.history.slots(batch.index)].to(momentary.dtype)
         return torch.where(past.isnan(), momentary, past)
 
@@ -82,27 +84,41 @@ class PriorityPath:
             The scalars of the epoch, and how many samples changed their label in it.
         """
         relabelled = self.history.end_epoch()
-        weight = self._judge()
-        loss = self.history.losses[-1]
-        self.priority = clean_priority(self.history.losses, weight).tolist()
-        self.decision = decide(self.priority, self._rule, self._average_lag, self._learns())
-        self._noisy_weight = torch.where(loss.isnan(), torch.nan, weight)
+        margin = self.history.mean_margin
+        # A change is judged by the margins at both of its ends: by one alone, chance in it would
+        # take noise that comes back to the mean for something learnt.
+        gain = priority_gain(self.history.decrease, self._unless_known(noisy_part(margin)))
+        now = len(self.priority) + 1
+        self.priority.append(gain + (self.priority[-1] if self.priority else 0.0))
+        if self._first is None and not self.history.is_empty:
+            self._first = now if consistent_noise_rate(margin) < MOST_NOISE else None
+        self.decision = decide(
+            self.priority, self._rule, self._average_lag, self.history.initial_loss, self._first
+        )
+        if self.decision.best_epoch == now:
+            self._settle(margin, self.history.rival)
+        return self._scalars(), relabelled
+
+    def _settle(self, margin: Tensor, rival: Tensor) -> None:
+        """Judge the labels by these margins until a later epoch is the best one."""
+        self._margin, self._rival = margin, rival
+        self._noise_rate = consistent_noise_rate(margin)
         self._on_device = None
-        return self._scalars(loss.double(), weight.double()), relabelled
 
-    def _learns(self) -> bool:
-        """False while most labels look wrong, as they do before anything is learnt."""
-        return not self.history.is_empty and self._prior < _MOST_NOISE
-
-    def _judge(self) -> Tensor:
-        margin = self.history.settled_margin
-        self._prior = consistent_noise_rate(margin)
+    def _unless_known(self, weight: Tensor) -> Tensor:
         known = self._known[:-1].cpu()
-        return torch.where(known.isnan(), noisy_weight(margin, self._prior), known)
+        return torch.where(known.isnan(), weight, known)
 
-    def _scalars(self, loss: Tensor, weight: Tensor) -> dict[str, Any]:
-        seen = ~loss.isnan()
-        loss, weight = loss[seen], weight[seen]
+    @property
+    def _weight(self) -> Tensor:
+        """How noisy each label is taken to be, `[n]`."""
+        assert self._margin is not None
+        return self._unless_known(noisy_weight(self._margin, self._noise_rate))
+
+    def _scalars(self) -> dict[str, Any]:
+        seen = ~self.history.loss.isnan()
+        loss, weight = self.history.loss[seen].double(), self._weight[seen].double()
+        peak = peak_epoch(self.priority, self._first)
         return {
             "epoch": len(self.priority),
             "priority": self.priority[-1],
@@ -110,7 +126,7 @@ class PriorityPath:
             "train_loss": loss.mean().item(),
             "clean_loss": (((1 - weight) * loss).sum() / (1 - weight).sum()).item(),
             "noisy_loss": ((weight * loss).sum() / weight.sum()).item(),
-            "epochs_since_peak": self.decision.epoch - self.priority.index(max(self.priority)) - 1,
+            "epochs_since_peak": self.decision.epoch - peak,
             "best_epoch": self.decision.best_epoch,
             "stop": self.decision.stop,
         }
@@ -118,22 +134,21 @@ class PriorityPath:
     @property
     def noise_rate(self) -> float:
         """Share of the samples visited so far whose label is taken to be noisy; NaN before any."""
-        if self._noisy_weight is None:
+        if self._margin is None:
             return float("nan")
-        seen = self._noisy_weight[~self._noisy_weight.isnan()]
-        return (seen > 0.5).double().mean().item()
+        return (self._weight[~self._margin.isnan()] > 0.5).double().mean().item()
 
     def suspects(self, k: int | None) -> list[Suspect]:
         """Samples visited so far, the likeliest to be mislabelled first."""
-        if self._noisy_weight is None:
+        if self._margin is None or self._rival is None:
             return []
-        score = self._noisy_weight.nan_to_num(nan=-1.0)
+        score = torch.where(self._margin.isnan(), -1.0, self._weight)
         slots = score.argsort(descending=True, stable=True)[: int((score >= 0).sum())][:k]
         columns = (
             self.history.positions(slots),
             score[slots],
             self.history.given_label[slots],
-            self.history.settled_rival[slots],
+            self._rival[slots],
         )
         return [Suspect(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
@@ -144,8 +159,9 @@ class PriorityPath:
             "history": self.history.state_dict(),
             "priority": list(self.priority),
             "decision": decision,
-            "noisy_weight": self._noisy_weight,
-            "prior": self._prior,
+            "first": self._first,
+            "margin": self._margin,
+            "rival": self._rival,
             "known": self._known.cpu().clone(),
         }
 
@@ -155,8 +171,7 @@ class PriorityPath:
         self.priority = list(state["priority"])
         reason = StopReason[state["decision"]["reason"]]
         self.decision = Decision(**{**state["decision"], "reason": reason})
-        weight = state["noisy_weight"]
-        self._noisy_weight = weight.cpu() if weight is not None else None
-        self._prior = state["prior"]
+        self._first = state["first"]
         self._known = state["known"].cpu().clone()
-        self._on_device = None
+        if state["margin"] is not None:
+            self._settle(state["margin"].cpu().clone(), state["rival"].cpu().clone())

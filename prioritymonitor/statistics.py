@@ -5,8 +5,6 @@ Definitions: docs/pages/measured.md. Reference: Liu, Abedsoltan, Belkin, arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -85,25 +83,19 @@ def segment_statistics(moments: SegmentMoments) -> dict[str, Tensor]:
     return statistics
 
 
-def clean_priority(losses: Sequence[Tensor], noisy_weight: Tensor) -> Tensor:
-    """How far clean labels have been learnt at the expense of noisy ones, after each epoch.
+def priority_gain(decrease: Tensor, noisy_part: Tensor) -> float:
+    """What the updates of an epoch add to the clean priority: clean minus noisy contributions.
 
-    By the gradient theorem the contributions of a group, summed over all updates, are its loss
-    decrease, so the clean minus the noisy contributions up to epoch t are
-    `[sum_i w_i l_i(t) − sum_i (1−w_i) l_i(t)] / n`, up to a constant. The curve rises while clean
-    gradients dominate and falls once noisy ones do.
+    By the gradient theorem the contributions of a group, summed over updates, are the decrease of
+    its loss: `[sum_i (1 − w_i) Δ_i − sum_i w_i Δ_i] / n`.
 
     Args:
-        losses: Loss of each sample at its visit in each epoch, `[n]` per epoch; NaN for samples
-            that were never visited, which are left out.
-        noisy_weight: How noisy each label is taken to be today, `[n]`.
+        decrease: By how much the loss of each sample went down, `[n]`; NaN where it is not known.
+        noisy_part: Part of it that counts as the noisy labels' gain, in [0, 1], `[n]`.
 
     Returns:
-        float64 `[T]`, 0 in the first epoch.
+        In nats per sample with a known decrease; 0 if there is none.
     """
-    known = ~torch.isnan(losses[-1])
-    sign = ((2 * noisy_weight.double() - 1) * known) / known.sum().clamp(min=1)
-    # Row by row: the history may be large, and it is kept in half precision.
-    rows = [torch.dot(row.double().nan_to_num(nan=0.0), sign) for row in losses]
-    priority = torch.stack(rows)
-    return priority - priority[0]
+    known = ~decrease.isnan()
+    gain = (1 - 2 * noisy_part[known].double()) * decrease[known].double()
+    return gain.mean().item() if len(gain) else 0.0

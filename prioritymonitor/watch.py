@@ -27,10 +27,6 @@ from .records import Batch, Decision, Labels, Step, StopReason
 from .reporting.reports import Reports
 from .settings import Settings
 
-_EXTRA_EPOCHS_KEPT = 8
-"""Epochs of weights kept beyond the patience, for a peak that moves back when labels are judged
-anew."""
-
 _MOST_RELABELLED = 0.01
 """Share of samples that may show another label than before, until their identity is doubted."""
 
@@ -121,7 +117,7 @@ class Watch:
         lag = rule.average_lag if averaged else 0
         self._grouping.path = PriorityPath(size, self.settings.max_tracked, self.settings.stop, lag)
         if self.settings.keep_best is not None:
-            self.keeper = WeightKeeper(model, averaged, rule.patience + _EXTRA_EPOCHS_KEPT)
+            self.keeper = WeightKeeper(model, averaged)
 
     @property
     def decision(self) -> Decision:
@@ -189,7 +185,7 @@ class Watch:
             self._lose_identity(self._recorder.no_identity)
         record: dict[str, Any] = {"epoch": self.epoch, "step": self.capture.steps}
         if self.keeper is not None:
-            self._expected_steps = max(self.keeper.end_epoch(self.epoch), 1)
+            self._expected_steps = max(self.keeper.end_epoch(), 1)
         stopped_before = self.decision.stop
         if self.path is not None and not stopped_before:
             scalars, relabelled = self.path.end_epoch()
@@ -199,6 +195,8 @@ class Watch:
                     f"{relabelled} of them showed another label than before; something between "
                     "train_loader and the model changes the order of batches or their labels"
                 )
+        if self.keeper is not None and self.decision.best_epoch == self.epoch:
+            self.keeper.keep(self.epoch)
         self.records.append(record)
         self.reports.epoch(record, self.decision)
         if self.decision.stop and not stopped_before:
@@ -206,8 +204,8 @@ class Watch:
 
     def _stopped(self) -> None:
         decision = self.decision
-        if self.keeper is not None and decision.best_epoch is not None:
-            self.keeper.settle(decision.best_epoch)
+        if self.keeper is not None:
+            self.keeper.freeze()
         self.reports.stop(decision, self.capture.steps)
         self.write_folder()
 
@@ -237,12 +235,8 @@ class Watch:
             self.reports.folder(self.path.suspects(None), self.history())
 
     def history(self) -> list[dict[str, Any]]:
-        """The records of the epochs, with the priority as it looks today."""
-        records = [dict(record) for record in self.records]
-        priority = self.path.priority if self.path is not None else []
-        for record, value in zip(records, priority, strict=False):
-            record["priority"] = value
-        return records
+        """The records of the epochs."""
+        return [dict(record) for record in self.records]
 
     def close(self) -> None:
         """Leave model, optimizer and loader as found, and write what is left."""

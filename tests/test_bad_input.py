@@ -115,12 +115,12 @@ def test_a_frozen_model_raises():
         GradientMonitor(model, optimizer)
 
 
-@pytest.mark.parametrize("field", ["patience", "min_epochs", "membership_delay", "average_lag"])
+@pytest.mark.parametrize("field", ["patience", "min_epochs", "average_lag", "tolerance"])
 def test_a_stop_rule_refuses_nonsense(field):
     with pytest.raises(ArgumentValueError, match=field):
         StopRule(**{field: -1})
     with pytest.raises(ArgumentTypeError, match=field):
-        StopRule(**{field: 1.5})
+        StopRule(**{field: "1.5" if field == "tolerance" else 1.5})
 
 
 @pytest.mark.parametrize("mask", [np.zeros(N, bool), [False] * N, (True,) * N])

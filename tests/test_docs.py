@@ -110,14 +110,6 @@ def test_every_tag_of_all_parameters_is_documented_and_every_documented_one_exis
     monitor.close()
 
 
-def test_the_memory_table_counts_the_epochs_of_weights_that_are_kept():
-    from prioritymonitor import StopRule
-    from prioritymonitor.watch import _EXTRA_EPOCHS_KEPT
-
-    kept = StopRule().patience + _EXTRA_EPOCHS_KEPT
-    assert f"latest {kept} epochs" in (PAGES / "decides.md").read_text()
-
-
 def test_links_between_readme_and_docs_lead_somewhere():
     for link in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text()):
         assert (ROOT / link).is_file(), link

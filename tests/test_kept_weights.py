@@ -109,34 +109,37 @@ def test_restoring_works_after_close():
     assert monitor.restore_best() == monitor.best_epoch
 
 
-def test_a_window_of_epochs_is_kept_and_the_nearest_is_given():
+def test_the_weights_of_one_epoch_are_kept():
     model = mlp()
-    keeper = WeightKeeper(model, averaged=False, window=3)
-    for epoch in range(1, 8):
+    keeper = WeightKeeper(model, averaged=False)
+    assert keeper.epoch is None
+    for epoch in (1, 2, 3):
         with torch.no_grad():
             model[0].weight.fill_(epoch)
-        keeper.end_epoch(epoch)
-    assert [keeper.nearest(epoch) for epoch in (1, 5, 6, 9)] == [5, 5, 6, 7]
-    keeper.restore(6)
-    assert (model[0].weight == 6).all()
+        keeper.end_epoch()
+        if epoch < 3:
+            keeper.keep(epoch)
+    assert keeper.epoch == 2
+    keeper.restore()
+    assert (model[0].weight == 2).all()
 
 
-def test_after_the_stop_one_epoch_is_kept():
+def test_after_the_stop_nothing_is_averaged():
     model = mlp()
-    keeper = WeightKeeper(model, averaged=True, window=3)
-    for epoch in range(1, 4):
-        keeper.update(5)
-        keeper.end_epoch(epoch)
-    keeper.settle(2)
+    keeper = WeightKeeper(model, averaged=True)
     keeper.update(5)
-    keeper.end_epoch(4)
-    assert keeper.nearest(4) == 2
+    keeper.end_epoch()
+    keeper.keep(1)
+    keeper.freeze()
+    keeper.update(5)
+    keeper.end_epoch()
+    assert keeper.epoch == 1
     assert keeper.state_dict()["average"] == {}
 
 
 def test_half_precision_weights_are_averaged_in_single_precision():
     model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
-    keeper = WeightKeeper(model, averaged=True, window=1)
+    keeper = WeightKeeper(model, averaged=True)
     with torch.no_grad():
         model.weight.fill_(1.0)
         for _ in range(400):
@@ -153,7 +156,7 @@ def test_a_long_epoch_is_averaged_in_strides_to_the_same_end():
     ends = []
     for strides in (1, 5):
         model = nn.Linear(1, 1, bias=False)
-        keeper = WeightKeeper(model, averaged=True, window=1)
+        keeper = WeightKeeper(model, averaged=True)
         with torch.no_grad():
             for step in range(500):
                 model.weight.fill_(step // strides * strides / 500)
@@ -165,7 +168,7 @@ def test_a_long_epoch_is_averaged_in_strides_to_the_same_end():
 def test_frozen_parameters_are_left_alone():
     model = mlp()
     model[0].weight.requires_grad_(False)
-    keeper = WeightKeeper(model, averaged=True, window=1)
+    keeper = WeightKeeper(model, averaged=True)
     keeper.update(5)
     assert "2.weight" in keeper.state_dict()["average"]
     assert "0.weight" not in keeper.state_dict()["average"]
@@ -174,9 +177,10 @@ def test_frozen_parameters_are_left_alone():
 def test_an_infinite_buffer_stays_as_it_is():
     model = mlp()
     model.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
-    keeper = WeightKeeper(model, averaged=True, window=1)
+    keeper = WeightKeeper(model, averaged=True)
     for _ in range(3):
         keeper.update(5)
-    keeper.end_epoch(1)
-    keeper.restore(1)
+    keeper.end_epoch()
+    keeper.keep(1)
+    keeper.restore()
     assert model.mask.tolist() == [0.0, float("-inf")]

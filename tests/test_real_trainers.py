@@ -87,7 +87,7 @@ def test_lightning_with_automatic_optimisation_is_measured(scope, accumulate, tm
 
 def test_lightning_stops_when_the_monitor_says_so(tmp_path):
     loader = make_loader(make_data(torch.float32), batch_size=10, shuffle=True)
-    attach = Attach(loader, stop=StopRule(patience=1, membership_delay=0))
+    attach = Attach(loader, stop=StopRule(patience=1, tolerance=0.0))
     monitor = fit_with_lightning(tmp_path, attach, loader, max_epochs=200)
     assert monitor.should_stop
     assert len(monitor.history()) == monitor.decision.epoch < 200

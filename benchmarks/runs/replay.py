@@ -1,0 +1,56 @@
+"""The monitor's own code on a recorded run: what it would have said, without training again.
+
+The monitor changes nothing in the training, so its decisions follow from what the samples showed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prioritymonitor import StopRule
+from prioritymonitor.path import PriorityPath
+from prioritymonitor.records import Batch, Labels
+from runs.record import Recording
+from runs.task import BATCH
+
+
+def replay(recording: Recording, data: str, rule: StopRule | None = StopRule()) -> PriorityPath:  # noqa: B008
+    """Follow the epochs until the stop, or to the end.
+
+    Args:
+        recording: From `record`.
+        data: The name of its data set, which says the size of the first batch.
+        rule: When to stop; None: never.
+    """
+    given = recording["given"].long()
+    lag = (rule or StopRule()).average_lag
+    path = PriorityPath(len(given), len(given), rule, lag)
+    for visits in recording["visits"]:
+        index = visits["index"].long()
+        for part in (slice(0, BATCH[data]), slice(BATCH[data], None)):
+            path.record(_batch(visits, index, given, part), None)
+        path.end_epoch()
+        if path.decision.stop:
+            break
+    return path
+
+
+def _batch(visits: dict[str, Tensor], index: Tensor, given: Tensor, part: slice) -> Batch:
+    samples = index[part]
+    always = torch.ones(len(samples), dtype=torch.bool)
+    return Batch(
+        target=given[samples],
+        residual=torch.empty(0),
+        sample_loss=visits["loss"][part].float(),
+        margin=visits["margin"][part].float(),
+        rival=visits["rival"][part].long(),
+        counted=always,
+        finite=always[:1],
+        in_range=always[:1],
+        misfit=torch.zeros(1),
+        strength=torch.ones(1),
+        labels=Labels.ONE,
+        features=None,
+        index=samples,
+    )
