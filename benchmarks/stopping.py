@@ -1,43 +1,74 @@
-"""Stop rules side by side, on many runs with wrong labels."""
+"""Stop rules side by side, on many runs with wrong labels.
+
+The runs are made once and recorded; then every rule is tried on the recordings.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import re
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from data import add_data_option
+from environment import RESULTS, write_results
 from runs.grid import SEEDS, Setting, settings
+from runs.pictures import FOLDER, draw
 from runs.record import Recording, record, record_with_validation
+from runs.scores import GROUP_COLUMNS, RULES, Judged, Row, judge, record_of, summarise
+from tables import print_table
 
-PARTS = {"full": record, "held-out": record_with_validation}
+PARTS: dict[str, Callable[[Setting, Path | None], Recording]] = {
+    "full": record,
+    "held-out": record_with_validation,
+}
+KEPT = RESULTS / "stopping"
+CACHE = Path("build/runs")
+_INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_option(parser)
-    parser.add_argument("--cache", type=Path, default=Path("build/runs"))
+    parser.add_argument("--cache", type=Path, default=CACHE, help="the recordings")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--report", action="store_true", help="judge what there is; train nothing")
+    parser.add_argument("--pictures", type=Path, default=FOLDER, help="folder of the figures")
     options = parser.parse_args()
-    options.cache.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    if not options.report:
+        make_missing(options.seeds, options.data, options.cache, options.jobs)
+    runs = judge_all(options.seeds, options.cache)
+    if not runs:
+        raise SystemExit(f"no complete run in {options.cache} or {KEPT}")
+    tables = summarise(runs)
+    report(runs, tables)
+    path = write_results("stopping", {"runs": len(runs), "group_columns": GROUP_COLUMNS, **tables})
+    print(f"results: {path}, figures: {', '.join(draw(runs, options.pictures))}")
+
+
+# Runs
+
+
+def make_missing(seeds: int, data: Path | None, cache: Path, jobs: int) -> None:
+    """Make the recordings that are not in the cache, each in a process of its own."""
+    cache.mkdir(parents=True, exist_ok=True)
     missing = [
         (setting, part)
-        for setting in settings(options.seeds)
+        for setting in settings(seeds)
         for part in PARTS
-        if not path_of(options.cache, setting, part).is_file()
+        if not path_of(cache, setting, part).is_file()
     ]
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        options.jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        futures = [
-            pool.submit(make, setting, part, options.data, options.cache)
-            for setting, part in missing
-        ]
+    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(make, setting, part, data, cache) for setting, part in missing]
         for done, future in enumerate(as_completed(futures), 1):
             print(f"{done} of {len(missing)}: {future.result()}", flush=True)
 
@@ -48,15 +79,70 @@ def path_of(cache: Path, setting: Setting, part: str) -> Path:
 
 def make(setting: Setting, part: str, data: Path | None, cache: Path) -> str:
     began = time.perf_counter()
-    recording: Recording = PARTS[part](setting, data)
+    recording = PARTS[part](setting, data)
     path = path_of(cache, setting, part)
     torch.save(recording, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
     raw, averaged = recording["raw"], recording["averaged"]
     return (
-        f"{path.stem} best raw {max(raw):.1f}, best averaged {max(averaged):.1f}, last {raw[-1]:.1f}"
-        f", {time.perf_counter() - began:.0f} s"
+        f"{path.stem} best raw {max(raw):.1f}, best averaged {max(averaged):.1f}, "
+        f"last {raw[-1]:.1f}, {time.perf_counter() - began:.0f} s"
     )
+
+
+# Judging
+
+
+def judge_all(seeds: int, cache: Path) -> list[Judged]:
+    """All complete runs, from the cache or, where it is gone, from what is kept of them."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for setting in settings(seeds):
+        paths = [path_of(cache, setting, part) for part in PARTS]
+        kept = KEPT / f"{setting.name}.json"
+        if all(path.is_file() for path in paths):
+            full, held_out = (torch.load(path, weights_only=True) for path in paths)
+            runs.append(judge(record_of(setting, full, held_out)))
+            kept.write_text(text_of(runs[-1]))
+        elif kept.is_file():
+            runs.append(judge(json.loads(kept.read_text())["record"]))
+    return runs
+
+
+def text_of(run: Judged) -> str:
+    """JSON with a line for each list of numbers and each outcome."""
+    outcomes = {rule: [asdict(one) for one in several] for rule, several in run.outcomes.items()}
+    text = json.dumps({"record": run.record, "outcomes": outcomes}, indent=1)
+    return _INNERMOST.sub(lambda found: " ".join(found.group().split()), text) + "\n"
+
+
+# Tables
+
+
+def report(runs: list[Judged], tables: dict[str, list[Row]]) -> None:
+    noisy = sum(run.setting.rate > 0 for run in runs)
+    titles = {
+        "noisy": f"{noisy} runs with wrong labels; gain and regret in points of clean accuracy",
+        "without_noise": f"{len(runs) - noisy} runs without",
+        "against": "The monitor, averaged weights, minus a rival: difference of gain, ± over runs",
+    }
+    for name, title in titles.items():
+        if tables[name]:
+            rows = [list(row.values()) for row in tables[name]]
+            print_table(title, list(tables[name][0]), rows)
+    if tables["groups"]:
+        report_groups(tables["groups"])
+
+
+def report_groups(rows: list[Row]) -> None:
+    """A line for each group and a column for each rule."""
+    gain, worst = GROUP_COLUMNS.index("mean_gain"), GROUP_COLUMNS.index("worst_gain")
+    lines = [
+        [row["value"], row["runs"]]
+        + [f"{row['rules'][rule][gain]:+.1f} / {row['rules'][rule][worst]:+.1f}" for rule in RULES]
+        for row in rows
+    ]
+    print_table("Averaged weights: gain, mean / worst", ["group", "runs", *RULES], lines)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ class StopRule:
     """When to stop, and which epoch's weights to hand back.
 
     The maximum of the clean priority, epoch b, is where noisy gradients began to dominate. The
-    advice at the end of epoch t is to stop once `t − b ≥ patience` and the priority has fallen by
-    `tolerance` of the loss that the training began with. The weights to use are the averaged ones
+    advice is to stop once the priority has been below that, by `tolerance` of the loss that the
+    training began with, for `patience` epochs running. The weights to use are the averaged ones
     of `average_lag` epochs after the last epoch whose priority can't be told from the maximum: it
     is within half of that fall.
 
     Args:
-        patience: Epochs that must have passed since the peak, at least 1.
+        patience: Epochs for which the priority must have been lower, at least 1.
         min_epochs: No stop before this many epochs, at least 1.
         tolerance: Share of the initial loss that the priority must have lost, in [0, 1).
         average_lag: A running average trails the weights by about this many epochs, at least 0.
@@ -81,7 +81,7 @@ def decide(
     top = priority[peak - 1]
     alike = [e for e in range(peak, now + 1) if priority[e - 1] >= top - _ALIKE * tolerance]
     best = min(alike[-1] + average_lag, now)
-    fall = top - priority[-1]
+    fall = top - max(priority[-rule.patience :] if rule is not None else priority)
     gone_by = f"the clean priority peaked at epoch {peak} of {now}"
     if rule is None:
         return Decision(False, StopReason.NO_RULE, now, best, f"measuring only: {gone_by}")
@@ -91,10 +91,10 @@ def decide(
     if first is None:
         message = "too early to judge: most labels still look wrong, so little has been learnt"
         return Decision(False, StopReason.TOO_EARLY, now, best, message)
-    if now - peak < rule.patience or not fall > 0 or fall < tolerance:
+    if not fall > 0 or fall < tolerance:
         message = (
-            f"clean labels still dominate: {gone_by} and has fallen by {fall:.3f} since "
-            f"(a stop takes {tolerance:.3f} and {rule.patience} epochs)"
+            f"clean labels still dominate: {gone_by}; it has fallen by {top - priority[-1]:.3f} "
+            f"since, and a stop takes {tolerance:.3f} in {rule.patience} epochs running"
         )
         return Decision(False, StopReason.CLEAN_DOMINATES, now, best, message)
     message = (

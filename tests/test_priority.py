@@ -97,7 +97,7 @@ def test_no_sample_visited_leaves_the_noise_rate_open():
 
 
 @pytest.mark.parametrize(("epochs", "stops"), [(6, False), (7, True)])
-def test_it_stops_once_patience_has_passed_since_the_peak(epochs, stops):
+def test_it_stops_once_the_priority_has_been_lower_for_the_patience(epochs, stops):
     decision = judge(RISES_THEN_FALLS[:epochs], StopRule(patience=4), lag=2)
     assert decision.stop is stops
     assert decision.epoch == epochs
@@ -108,10 +108,16 @@ def test_it_stops_once_patience_has_passed_since_the_peak(epochs, stops):
 def test_it_goes_on_while_the_priority_has_lost_less_than_the_tolerance():
     slow = [0.5 - 0.002 * epoch for epoch in range(12)]
     stops = [judge(slow[:epochs], StopRule(tolerance=0.01)).stop for epochs in range(1, 13)]
-    assert stops.index(True) == 5  # five times 0.002 have been lost since the first epoch
+    assert stops.index(True) == 7  # epochs 6, 7 and 8 have lost five times 0.002 and more
     assert not judge(slow, StopRule(tolerance=0.1)).stop
     flat = [0.5] * 12
     assert not judge(flat, StopRule(tolerance=0)).stop
+
+
+def test_a_dip_is_no_stop():
+    """At a high learning rate the losses of single epochs swing."""
+    swings = [0.5, 0.4, 0.4, 0.499, 0.4, 0.4, 0.498]
+    assert not any(judge(swings[:epochs]).stop for epochs in range(1, 8))
 
 
 def test_the_tolerance_is_a_share_of_the_initial_loss():

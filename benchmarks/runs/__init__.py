@@ -1,1 +1,1 @@
-"""Training runs with wrong labels, made once and recorded, so that any rule can be tried on them."""
+"""Training runs with wrong labels, recorded once, so that any rule can be tried on them."""

@@ -20,8 +20,9 @@ def wrong_labels(
         images: `[n, D]`.
         labels: True classes, `[n]`.
         kind: `"symmetric"` and `"pair"` as in `corrupt_labels`; `"instance"`: the samples a weak
-            model is least sure of get the class that it holds most probable besides the true one; `"classes"`: classes are wrong to different
-            degrees, from never to twice the rate, each towards two others.
+            model is least sure of get the class that it holds most probable besides the true one;
+            `"classes"`: classes are wrong to different degrees, from never to twice the rate, each
+            towards two others.
         rate: Share of the labels that is made wrong.
         generator: Source of randomness.
     """

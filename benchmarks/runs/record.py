@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,8 @@ def record(setting: Setting, folder: Path | None) -> Recording:
     Returns:
         `visits`, for each epoch what `signals.of_visits` says, in the order of training `[n]`;
         `groups` `[steps, 5]`; `epochs`, the rivals' signals after each; `raw` and `averaged`,
-        accuracies in per cent on clean test data, `views_per_epoch` times an epoch; `given`, `true`.
+        accuracies in per cent on clean test data, `views_per_epoch` times an epoch; `given`,
+        `true`.
     """
     task = load_task(setting, folder)
     run = _Run(setting, task, task.images, task.given)
@@ -110,7 +110,6 @@ class _Run:
         self._augment = augmentation(setting)
         self._steps_per_epoch = -(-len(given) // self._batch)
         self._average = running_average(self.model, self._steps_per_epoch)
-        self._states: list[nn.Module] = []
         self._step = 0
         looks = setting.views_per_epoch
         self._looks = {round(self._steps_per_epoch * (k + 1) / looks) for k in range(looks)}
@@ -138,13 +137,8 @@ class _Run:
         return (self._step - 1) % self._steps_per_epoch + 1 in self._looks
 
     def views(self) -> list[tuple[str, nn.Module]]:
-        """The weights now, their running average, and the mean of its latest three states."""
-        self._states = [*self._states[-2:], copy.deepcopy(self._average.module)]
-        wide = copy.deepcopy(self.model)
-        for name, target in wide.state_dict().items():
-            states = torch.stack([state.state_dict()[name].double() for state in self._states])
-            target.copy_(states.mean(0).to(target.dtype))
-        return [("raw", self.model), ("averaged", self._average.module), ("wide", wide)]
+        """The weights now and their running average."""
+        return [("raw", self.model), ("averaged", self._average.module)]
 
 
 def running_average(model: nn.Module, steps_per_epoch: int) -> AveragedModel:

@@ -11,7 +11,9 @@ from torch import Tensor
 from prioritymonitor import StopRule
 from prioritymonitor.path import PriorityPath
 from prioritymonitor.records import Batch, Labels
+from runs.grid import Setting
 from runs.record import Recording
+from runs.rivals import Choice
 from runs.task import BATCH
 
 
@@ -34,6 +36,15 @@ def replay(recording: Recording, data: str, rule: StopRule | None = StopRule()) 
         if path.decision.stop:
             break
     return path
+
+
+def monitor_choice(setting: Setting, recording: Recording) -> Choice:
+    """The epoch that the monitor takes for the best one, before the lag of the averaged weights."""
+    path = replay(recording, setting.data, StopRule(average_lag=0))
+    decision = path.decision
+    assert decision.best_epoch is not None
+    looks = decision.best_epoch * setting.views_per_epoch
+    return Choice(looks, decision.epoch, decision.stop and decision.epoch < setting.epochs)
 
 
 def _batch(visits: dict[str, Tensor], index: Tensor, given: Tensor, part: slice) -> Batch:

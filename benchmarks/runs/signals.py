@@ -17,7 +17,8 @@ _CHUNK = 16
 def of_visits(logits: Tensor, labels: Tensor, features: Tensor, head: nn.Linear) -> Columns:
     """What is known of each sample of a batch before the update, `[B]` each.
 
-    Logits and features as the training pass made them, `[B, C]` and `[B, D]`.
+    Logits and features as the training pass made them, `[B, C]` and `[B, D]`; the head as the
+    update left it, which only the alignment of GWA looks at.
     """
     own = labels.unsqueeze(1)
     probability = logits.softmax(1)
@@ -28,7 +29,8 @@ def of_visits(logits: Tensor, labels: Tensor, features: Tensor, head: nn.Linear)
     ]
     residual = probability.scatter_add(1, own, -torch.ones_like(own, dtype=logits.dtype))
     size = residual.norm(dim=1)
-    along = -(residual * (logits - head.bias)).sum(1)
+    weight, bias = head.weight.detach(), head.bias.detach()
+    along = -(residual * (logits - bias)).sum(1)
     products = (residual @ residual.T) * (features @ features.T + 1)
     alone = products.diagonal()
     return {
@@ -38,7 +40,7 @@ def of_visits(logits: Tensor, labels: Tensor, features: Tensor, head: nn.Linear)
         "el2n": size,
         "predicted": logits.argmax(1),
         "rival": others.argmax(1),
-        "alignment": along / (size * features.norm(dim=1) * head.weight.norm() + 1e-12),
+        "alignment": along / (size * features.norm(dim=1) * weight.norm() + 1e-12),
         "alone": alone,
         "together": (products.sum(1) - alone) / len(labels),
     }
