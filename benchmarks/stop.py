@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,10 +24,10 @@ import torch
 from data import add_data_option, load_images
 from environment import RESULTS, write_results
 from models import make_optimizer, mlp
+from runs.record import accuracy, running_average
 from sklearn.metrics import roc_auc_score
 from tables import print_table
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 from prioritymonitor import GradientMonitor, corrupt_labels
@@ -119,7 +119,7 @@ def make_run(setting: Setting, folder: Path | None) -> Run:
     optimizer = make_optimizer(setting.optimizer, model.parameters())
     loader = DataLoader(TensorDataset(task.images, task.given), batch_size=BATCH, shuffle=True)
     average = running_average(model, len(loader))
-    epochs: list[dict[str, Any]] = []
+    epochs: list[dict[str, float]] = []
     at_stop: dict[str, Any] | None = None
     with GradientMonitor(model, optimizer, loader) as monitor:
         for _ in range(setting.epochs):
@@ -128,12 +128,12 @@ def make_run(setting: Setting, folder: Path | None) -> Run:
                 nn.functional.cross_entropy(model(x), y).backward()
                 optimizer.step()
                 average.update_parameters(model)
-            epochs.append(epoch_record(monitor, accuracy(model, task), accuracy(average, task)))
+            epochs.append({"raw": tested(model, task), "averaged": tested(average.module, task)})
             if monitor.should_stop and at_stop is None:
                 at_stop = view(monitor, task.noisy)
         at_stop = at_stop or view(monitor, task.noisy)
         restored = monitor.restore_best()
-    returned = {"restored_epoch": restored, "returned": accuracy(model, task)}
+    returned = {"restored_epoch": restored, "returned": tested(model, task)}
     return {"setting": asdict(setting)} | at_stop | returned | judge(epochs, returned["returned"])
 
 
@@ -146,36 +146,9 @@ def load_task(setting: Setting, folder: Path | None) -> Task:
     return Task(images[drawn], given, given != labels[drawn], *test)
 
 
-def running_average(model: nn.Module, steps_per_epoch: int) -> AveragedModel:
-    """The average of all weights so far over about 1.3 epochs, independent of the monitor's own."""
-    most = 1 - 1 / (1.3 * steps_per_epoch)
-
-    def update(averages: list[Tensor], currents: list[Tensor], averaged: Tensor | int) -> None:
-        steps = int(averaged) - 1  # the initial weights are the first that are averaged
-        torch._foreach_lerp_(averages, currents, 1 - min(most, (1 + steps) / (10 + steps)))
-
-    average = AveragedModel(model, multi_avg_fn=update)
-    average.update_parameters(model)
-    return average
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, task: Task) -> float:
-    """Accuracy on the clean test set, in percent."""
-    hits = model(task.test_images).argmax(1) == task.test_labels
-    return 100 * hits.double().mean().item()
-
-
-def epoch_record(monitor: GradientMonitor, raw: float, averaged: float) -> dict[str, Any]:
-    """Accuracies after an epoch, and what the monitor held to be true at that time."""
-    record = monitor.history()[-1]
-    judged = "epochs_since_peak" in record  # nothing is judged after the stop
-    return {
-        "raw": raw,
-        "averaged": averaged,
-        "peak": record["epoch"] - record["epochs_since_peak"] if judged else None,
-        "best_kept": monitor.best_epoch == monitor.decision.best_epoch if judged else None,
-    }
+def tested(model: nn.Module, task: Task) -> float:
+    """Accuracy on the clean test set, in per cent."""
+    return accuracy(model, task.test_images, task.test_labels)
 
 
 def view(monitor: GradientMonitor, noisy: Tensor) -> dict[str, Any]:
@@ -190,7 +163,6 @@ def view(monitor: GradientMonitor, noisy: Tensor) -> dict[str, Any]:
         "stop_epoch": monitor.decision.epoch if monitor.should_stop else None,
         "peak": judged[-1]["epoch"] - judged[-1]["epochs_since_peak"],
         "best_epoch": monitor.best_epoch,
-        "wanted_epoch": monitor.decision.best_epoch,
         "noise_rate": monitor.noise_rate,
         "auroc": float(roc_auc_score(truth, scores)) if any(truth) else None,
         "precision": hits / sum(taken) if any(taken) and any(truth) else None,
@@ -199,12 +171,10 @@ def view(monitor: GradientMonitor, noisy: Tensor) -> dict[str, Any]:
     }
 
 
-def judge(epochs: list[dict[str, Any]], returned: float) -> dict[str, Any]:
+def judge(epochs: list[dict[str, float]], returned: float) -> dict[str, Any]:
     """The run beside its own best epochs."""
     curves = {key: [epoch[key] for epoch in epochs] for key in epochs[0]}
     raw, averaged = curves["raw"], curves["averaged"]
-    peaks = [peak for peak in curves["peak"] if peak is not None]
-    jumps = [before - after for before, after in pairwise(peaks)]
     return {
         "best_raw": max(raw),
         "best_raw_epoch": raw.index(max(raw)) + 1,
@@ -213,8 +183,6 @@ def judge(epochs: list[dict[str, Any]], returned: float) -> dict[str, Any]:
         "last": raw[-1],
         "gain": returned - max(raw),
         "regret": max(averaged) - returned,
-        "backward_jump": max(0, *jumps),
-        "best_always_kept": all(kept for kept in curves["best_kept"] if kept is not None),
         "curves": curves,
     }
 
@@ -273,7 +241,7 @@ def bars(runs: list[Run], noise: float) -> list[dict[str, Any]]:
 def report(runs: list[Run]) -> None:
     columns = ["noise", "optimizer", "seed", "stop_epoch", "peak", "restored_epoch", "returned"]
     columns += ["best_raw", "best_raw_epoch", "last", "gain", "regret", "auroc", "precision"]
-    columns += ["recall", "noise_rate", "backward_jump", "best_always_kept"]
+    columns += ["recall", "noise_rate"]
     rows = [[(run | run["setting"])[column] for column in columns] for run in runs]
     print_records = partial(print_table, columns=columns, rows=rows)
     print_records("Each run; gain: returned − best raw, regret: best averaged − returned, points")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .membership import noisy_weight
+from .membership import chance_at_first_visit
 from .noise import KnownNoise
 from .path import PriorityPath
 from .records import Batch, Labels
@@ -37,7 +37,7 @@ class Grouping:
             return self.path.membership(batch)
         if batch.labels is Labels.NUMBERS:
             return torch.full_like(batch.margin, torch.nan)
-        return noisy_weight(batch.margin, noise_rate=0.5)  # a stream: nothing else is known
+        return chance_at_first_visit(batch.error)  # a stream: nothing else is known
 
     def true_label(self, batch: Batch) -> Tensor:
         """Class of each sample if its label is wrong, `[B]`."""

@@ -18,7 +18,7 @@ _SUBSET_SEED = 20230605
 
 
 class SampleHistory:
-    """Losses, margins and labels of each tracked sample.
+    """Losses, margins, errors and labels of each tracked sample.
 
     Args:
         dataset_size: Number of samples an index may name.
@@ -40,10 +40,11 @@ class SampleHistory:
         at a first visit since the start of the training; NaN where the epoch made no visit."""
         self._dataset_size = dataset_size
         self._margin_sum = torch.zeros(self.size)
+        self._error_sum = torch.zeros(self.size)
         self._visits = torch.zeros(self.size)
         self._initial_loss: Tensor | None = None
         # One row more than there are samples: what must not count is added up in the last.
-        self._epoch = torch.zeros(self.size + 1, 3)
+        self._epoch = torch.zeros(self.size + 1, 4)
         self._labels = torch.full((self.size + 1, 2), -1, dtype=torch.int32)
         self._relabelled = torch.zeros((), dtype=torch.int64)
         self._slots: Tensor | None = None
@@ -68,7 +69,8 @@ class SampleHistory:
             counted = batch.counted[:first].float()
             self._initial_loss = (batch.sample_loss[:first] * counted).sum() / counted.sum()
         slot = torch.where(batch.counted, self.slots(batch.index), self.size)
-        seen = torch.stack((batch.sample_loss, batch.margin, torch.ones_like(batch.margin)), 1)
+        once = torch.ones_like(batch.margin)
+        seen = torch.stack((batch.sample_loss, batch.margin, batch.error, once), 1)
         self._epoch.index_add_(0, slot, seen.to(self._epoch.dtype))
         before = self._labels[slot, 0]
         changed = (before >= 0) & (before != batch.target) & (slot < self.size)
@@ -81,7 +83,7 @@ class SampleHistory:
         Returns:
             How many visits in it showed another label than an earlier visit of the same sample.
         """
-        loss, margin, visits = self._epoch[:-1].to("cpu", copy=True).unbind(1)
+        loss, margin, error, visits = self._epoch[:-1].to("cpu", copy=True).unbind(1)
         relabelled = int(self._relabelled)
         self._epoch.zero_()
         self._relabelled.zero_()
@@ -90,6 +92,7 @@ class SampleHistory:
         self.decrease = before - loss
         self.loss = torch.where(loss.isnan(), self.loss, loss)
         self._margin_sum += margin
+        self._error_sum += error
         self._visits += visits
         return relabelled
 
@@ -107,6 +110,11 @@ class SampleHistory:
     def mean_margin(self) -> Tensor:
         """Mean margin of each sample over its visits, `[n]`; NaN before the first."""
         return self._margin_sum / self._visits
+
+    @property
+    def mean_error(self) -> Tensor:
+        """Mean error of each sample over its visits, `[n]`; NaN before the first."""
+        return self._error_sum / self._visits
 
     @property
     def given_label(self) -> Tensor:
@@ -135,6 +143,7 @@ class SampleHistory:
             "initial_loss": None if self._initial_loss is None else self.initial_loss,
             "loss": self.loss.clone(),
             "margin_sum": self._margin_sum.clone(),
+            "error_sum": self._error_sum.clone(),
             "visits": self._visits.clone(),
             "epoch": self._epoch.cpu().clone(),
             "labels": self._labels.cpu().clone(),
@@ -157,6 +166,7 @@ class SampleHistory:
         self._initial_loss = None if initial is None else torch.tensor(initial)
         self.loss = state["loss"].cpu().clone()
         self._margin_sum = state["margin_sum"].cpu().clone()
+        self._error_sum = state["error_sum"].cpu().clone()
         self._visits = state["visits"].cpu().clone()
         self._epoch = state["epoch"].cpu().clone()
         self._labels = state["labels"].cpu().clone()

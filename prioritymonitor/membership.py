@@ -12,12 +12,24 @@ TEMPERATURE = 0.1
 MOST_NOISE = 0.9
 """Noise rate above which labels look wrong because little has been learnt yet."""
 
+EVEN_ERROR = 0.9
+"""Mean error, in [0, √2], at which a label is as likely wrong as right: the label has a probability
+of 0.36 then if one other class has the rest, and of 0.1 if many share it."""
+
+ERROR_WIDTH = 0.1
+"""Width of the transition in units of the mean error."""
+
+PRIOR_SAMPLES = 100
+"""At the rate of all, added to each pair of classes: a pair with few of its own tells little."""
+
+_ROUNDS = 10
+_LEAST_RATE = 1e-4
 _TOLERANCE = 1e-4
 _MOST_ROUNDS = 100
 
 
 def noisy_weight(mean_margin: Tensor, noise_rate: float) -> Tensor:
-    """How noisy a label is taken to be: `1 / (1 + exp(m / 0.1) (1 − π) / π)`.
+    """How noisy the priority takes a label to be: `1 / (1 + exp(m / 0.1) (1 − π) / π)`.
 
     This is the posterior chance of a wrong label for a sample of mean margin m, at a noise rate π,
     if each tenth of margin makes a wrong label e times less likely. A label that the network mostly
@@ -46,7 +58,7 @@ def consistent_noise_rate(mean_margin: Tensor) -> float:
     rate = 0.5
     for _ in range(_MOST_ROUNDS if len(margin) else 0):
         before, rate = rate, noisy_weight(margin, rate).mean().item()
-        rate = min(max(rate, 1e-4), 1 - 1e-4)
+        rate = min(max(rate, _LEAST_RATE), 1 - _LEAST_RATE)
         if abs(rate - before) < _TOLERANCE:
             break
     return rate
@@ -65,3 +77,48 @@ def noisy_part(mean_margin: Tensor) -> Tensor:
     """
     rate = consistent_noise_rate(mean_margin)
     return noisy_weight(mean_margin, rate if 0.5 < rate <= MOST_NOISE else 0.5)
+
+
+def wrong_label_chance(mean_error: Tensor, given_label: Tensor, rival: Tensor) -> Tensor:
+    """How likely each label is wrong: above 0.5 it is taken to be.
+
+    `1 / (1 + exp(−L))` with `L = (e − 0.9) / 0.1 + ½ (logit π_pair − logit π)`. Labels of one class
+    beside one rival make a pair. Where two classes were confused, a larger share of their pair is
+    wrong, and it takes less to be one of them. The rates π are the means of the chances that they
+    lead to, that of a pair taken together with 100 samples at the rate of all.
+
+    Args:
+        mean_error: Mean over visits of `||p − y||`, in [0, √2], `[n]`; NaN before the first visit.
+        given_label: Their labels, integers `[n]`; all −1 where a sample has several.
+        rival: Most probable other class, integers `[n]`; likewise.
+
+    Returns:
+        In [0, 1], `[n]`; NaN for samples never visited.
+    """
+    visited = ~mean_error.isnan()
+    if not visited.any():
+        return mean_error.clone()
+    given, other = (column[visited].long() + 1 for column in (given_label, rival))
+    pairs = given * (other.max() + 1) + other
+    _, pair, count = pairs.unique(return_inverse=True, return_counts=True)
+    alone = _log_odds(mean_error[visited].double())
+    log_odds = alone
+    for _ in range(_ROUNDS):
+        chance = log_odds.sigmoid()
+        rate = chance.mean()
+        wrong = chance.new_zeros(len(count)).index_add_(0, pair, chance)
+        rates = (wrong + PRIOR_SAMPLES * rate) / (count + PRIOR_SAMPLES)
+        offset = (rates.logit(_LEAST_RATE) - rate.logit(_LEAST_RATE)) / 2
+        log_odds = alone + offset[pair]
+    found = mean_error.clone()
+    found[visited] = log_odds.sigmoid().to(found)
+    return found
+
+
+def chance_at_first_visit(error: Tensor) -> Tensor:
+    """How likely a label is wrong by the error of a single visit, any shape; 0.5 for NaN."""
+    return _log_odds(error).sigmoid().nan_to_num(nan=0.5)
+
+
+def _log_odds(error: Tensor) -> Tensor:
+    return (error - EVEN_ERROR) / ERROR_WIDTH

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from .decision import StopRule, decide, peak_epoch
 from .history import SampleHistory
-from .membership import MOST_NOISE, consistent_noise_rate, noisy_part, noisy_weight
+from .membership import (
+    MOST_NOISE,
+    chance_at_first_visit,
+    consistent_noise_rate,
+    noisy_part,
+    wrong_label_chance,
+)
 from .records import Batch, Decision, StopReason, Suspect
 from .statistics import priority_gain
 
@@ -37,13 +43,12 @@ class PriorityPath:
         self._average_lag = average_lag
         self._first: int | None = None
         """The first epoch after which labels could be judged."""
-        self._margin: Tensor | None = None
-        """Mean margins as they stood after the best epoch, `[n]`: those gathered after noise began
-        to be fitted would make wrong labels look clean."""
+        self._chance: Tensor | None = None
+        """How likely each label is wrong as it stood after the best epoch, `[n]`, NaN before the
+        first visit: errors gathered after noise began to be fitted would make wrong labels look
+        clean."""
         self._rival: Tensor | None = None
         """Most probable other class at that time, int32 `[n]`."""
-        self._noise_rate = 0.5
-        """Noise rate at which the membership of all samples is consistent with itself."""
         self._on_device: Tensor | None = None
         """How noisy each label is taken to be by that, on the device of the batches, `[n + 1]`."""
         self._known = torch.full((self.history.size + 1,), torch.nan, dtype=torch.float32)
@@ -65,14 +70,14 @@ class PriorityPath:
     def membership(self, batch: Batch) -> Tensor:
         """How noisy each label of a batch is taken to be now, `[B]`.
 
-        From the sample's past visits; at its first visit, from the margin of that visit, which no
+        From the sample's past visits; at its first visit, from the error of that visit, which no
         memory of the label can have touched yet.
         """
-        momentary = noisy_weight(batch.margin, self._noise_rate)
-        if self._margin is None or batch.index is None:
+        momentary = chance_at_first_visit(batch.error)
+        if self._chance is None or batch.index is None:
             return momentary
         if self._on_device is None:
-            past = torch.where(self._margin.isnan(), torch.nan, self._weight)
+            past = torch.where(self._chance.isnan(), torch.nan, self._weight)
             self._on_device = torch.cat((past, torch.tensor([torch.nan]))).to(batch.index.device)
         past = self._on_device[self.history.slots(batch.index)].to(momentary.dtype)
         return torch.where(past.isnan(), momentary, past)
@@ -96,13 +101,13 @@ class PriorityPath:
             self.priority, self._rule, self._average_lag, self.history.initial_loss, self._first
         )
         if self.decision.best_epoch == now:
-            self._settle(margin, self.history.rival)
+            self._settle()
         return self._scalars(), relabelled
 
-    def _settle(self, margin: Tensor, rival: Tensor) -> None:
-        """Judge the labels by these margins until a later epoch is the best one."""
-        self._margin, self._rival = margin, rival
-        self._noise_rate = consistent_noise_rate(margin)
+    def _settle(self) -> None:
+        """Judge the labels by what is known now until a later epoch is the best one."""
+        history, self._rival = self.history, self.history.rival
+        self._chance = wrong_label_chance(history.mean_error, history.given_label, self._rival)
         self._on_device = None
 
     def _unless_known(self, weight: Tensor) -> Tensor:
@@ -112,8 +117,8 @@ class PriorityPath:
     @property
     def _weight(self) -> Tensor:
         """How noisy each label is taken to be, `[n]`."""
-        assert self._margin is not None
-        return self._unless_known(noisy_weight(self._margin, self._noise_rate))
+        assert self._chance is not None
+        return self._unless_known(self._chance.nan_to_num(nan=0.5))
 
     def _scalars(self) -> dict[str, Any]:
         seen = ~self.history.loss.isnan()
@@ -134,15 +139,15 @@ class PriorityPath:
     @property
     def noise_rate(self) -> float:
         """Share of the samples visited so far whose label is taken to be noisy; NaN before any."""
-        if self._margin is None:
+        if self._chance is None:
             return float("nan")
-        return (self._weight[~self._margin.isnan()] > 0.5).double().mean().item()
+        return (self._weight[~self._chance.isnan()] > 0.5).double().mean().item()
 
     def suspects(self, k: int | None) -> list[Suspect]:
         """Samples visited so far, the likeliest to be mislabelled first."""
-        if self._margin is None or self._rival is None:
+        if self._chance is None or self._rival is None:
             return []
-        score = torch.where(self._margin.isnan(), -1.0, self._weight)
+        score = torch.where(self._chance.isnan(), -1.0, self._weight)
         slots = score.argsort(descending=True, stable=True)[: int((score >= 0).sum())][:k]
         columns = (
             self.history.positions(slots),
@@ -160,7 +165,7 @@ class PriorityPath:
             "priority": list(self.priority),
             "decision": decision,
             "first": self._first,
-            "margin": self._margin,
+            "chance": self._chance,
             "rival": self._rival,
             "known": self._known.cpu().clone(),
         }
@@ -173,5 +178,7 @@ class PriorityPath:
         self.decision = Decision(**{**state["decision"], "reason": reason})
         self._first = state["first"]
         self._known = state["known"].cpu().clone()
-        if state["margin"] is not None:
-            self._settle(state["margin"].cpu().clone(), state["rival"].cpu().clone())
+        if state["chance"] is not None:
+            self._chance = state["chance"].cpu().clone()
+            self._rival = state["rival"].cpu().clone()
+            self._on_device = None

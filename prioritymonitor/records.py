@@ -41,6 +41,9 @@ class Batch:
     margin: Tensor
     """`p_y − max_{k≠y} p_k` before the update, in [−1, 1], `[B]`; the mean over several labels, NaN
     where there are no classes."""
+    error: Tensor
+    """Norm `||p − y||` of the error in the probabilities before the update, in [0, √2], `[B]`; the
+    mean over several labels, NaN where there are no classes."""
     rival: Tensor
     """Most probable class other than the given label, int64 `[B]`; −1 where the label is −1."""
     counted: Tensor
@@ -173,8 +176,9 @@ class Suspect(NamedTuple):
 
     Attributes:
         index: Position in the data set of the train loader.
-        score: How likely the label is wrong, in [0, 1]; above 0.5 the network disagreed with the
-            label for most of the time before noise was fitted.
+        score: How likely the label is wrong, in [0, 1]; above 0.5 it is taken to be. That comes
+            from the mean error of the network at this label before noise was fitted, and from how
+            many labels of its class were as doubtful beside the same other class.
         given_label: The label in the data.
         predicted_label: The class the network held most probable instead, at that time.
     """

@@ -367,7 +367,7 @@ def test_sequences_of_several_lengths_in_one_step():
     assert steps == 1
 
 
-def test_losses_and_margins_are_means_over_the_positions_that_count():
+def test_losses_margins_and_errors_are_means_over_the_positions_that_count():
     setting = next(s for s in SETTINGS if s.name == "tokens, ignored ones")
     seen = []
 
@@ -387,6 +387,15 @@ def test_losses_and_margins_are_means_over_the_positions_that_count():
         batch = batches[-1]
         torch.testing.assert_close(batch.sample_loss, losses.sum(1) / number)
         torch.testing.assert_close(batch.margin, (margins * counted).sum(1) / number)
+        errors = [
+            [
+                (row.softmax(0) - F.one_hot(one, VOCABULARY)).norm()
+                for row, one in zip(*pair, strict=True)
+            ]
+            for pair in zip(logits, label.squeeze(2), strict=True)
+        ]
+        errors = torch.stack([torch.stack(rows) for rows in errors])
+        torch.testing.assert_close(batch.error, (errors * counted).sum(1) / number)
         assert torch.equal(batch.counted, counted.any(1))
         assert (batch.target == -1).all()
 

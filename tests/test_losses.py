@@ -288,6 +288,74 @@ def test_losses_and_margins_of_samples_are_what_the_criterion_says(name, loss, m
         torch.testing.assert_close(batches[-1].margin, margin(z, y), rtol=1e-10, atol=1e-12)
 
 
+def by_softmax(z, y):
+    return (z.softmax(0) - F.one_hot(y, len(z))).norm()
+
+
+def by_bits(z, y):
+    """The mean over labels of the distance between the two-class distributions."""
+    pairs = zip(z.sigmoid().flatten(), y.double().flatten(), strict=True)
+    return torch.stack([torch.stack((p - t, t - p)).norm() for p, t in pairs]).mean()
+
+
+def cross_entropy(name, criterion=lambda dtype: None, **options):
+    """Of one class per sample; nobody tells us of it unless a criterion is passed in."""
+    return Setting(
+        name,
+        Net,
+        labels,
+        lambda m, x, y, c: c(m(x), y) if c else F.cross_entropy(m(x), y, **options),
+        through(F.cross_entropy),
+        criterion=criterion,
+    )
+
+
+@pytest.mark.parametrize("every", [1, 100], ids=["at once", "in bunches"])
+@pytest.mark.parametrize(
+    ("setting", "of_one"),
+    [
+        (cross_entropy("cross-entropy"), by_softmax),
+        (cross_entropy("class weights", weight=POSITIVE.double()), by_softmax),
+        (cross_entropy("ignored labels", ignore_index=1), by_softmax),
+        (
+            cross_entropy("label smoothing", module(nn.CrossEntropyLoss, label_smoothing=0.2)),
+            by_softmax,
+        ),
+        (by_name("NLLLoss, the model ends with log_softmax"), by_softmax),
+        (by_name("binary, logits [B]"), by_bits),
+        (by_name("binary, logits [B, 1], positive weight"), by_bits),
+        (by_name("multi-label, weights"), by_bits),
+        (
+            by_name("MSELoss on one-hot targets"),
+            lambda z, y: (z - y).norm().clamp(max=2**0.5),
+        ),
+        (by_name("regression [B]"), lambda z, y: torch.tensor(torch.nan)),
+    ],
+    ids=str,
+)
+def test_the_error_is_how_far_the_probabilities_are_from_the_label(setting, of_one, every):
+    expected = []
+
+    def watched(model, x, y, criterion):
+        def observed(x):
+            z = model(x)
+            rows = zip(z.detach().double(), y, strict=True)
+            expected.extend(of_one(*row) for row in rows)
+            return z
+
+        return setting.loss(observed, x, y, criterion)
+
+    *_, (_, batches, _, _) = train(
+        Setting(**{**vars(setting), "loss": watched}), torch.float64, every=every
+    )
+    error = torch.cat([batch.error for batch in batches])
+    assert error.shape == (SAMPLES,)
+    kept = torch.cat([batch.counted for batch in batches])
+    assert kept.all() or setting.name == "ignored labels"
+    expected = torch.stack(expected).to(error)
+    torch.testing.assert_close(error[kept], expected[kept], rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
 def probability_margin(p, y):
     own = p.gather(1, y[:, None])
     return (own - p.scatter(1, y[:, None], -1).max(1, keepdim=True).values).squeeze(1)

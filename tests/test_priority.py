@@ -228,6 +228,7 @@ def test_known_noise_gives_the_same_rule_the_true_membership():
     by_mask, _, data = fit(60, noisy=separable().noisy)
     assert by_mask.should_stop
     assert by_mask.noise_rate == pytest.approx(data.noisy.float().mean().item())
+    assert all(s.score == float(data.noisy[s.index]) for s in by_mask.suspects())
     by_function, _, _ = fit(60, noisy=lambda inputs, targets, index: data.noisy[index])
     by_true_labels, _, _ = fit(60, true_labels=data.true)
     assert by_mask.history() == by_function.history() == by_true_labels.history()

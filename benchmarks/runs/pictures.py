@@ -106,7 +106,7 @@ def _strip(axes: Axes, row: int, gains: Sequence[float], colour: str) -> None:
     axes.plot(gains, row + spread, "o", color=colour, markersize=3, alpha=0.55, markeredgewidth=0)
     mean = fmean(gains)
     axes.plot([mean, mean], [row - 0.37, row + 0.37], color=colour, linewidth=2.2)
-    text = f"{mean:+.1f} / {min(gains):+.1f}".replace("-", "−")
+    text = f"{round(mean, 1) + 0.0:+.1f} / {min(gains):+.1f}".replace("-", "−")  # no −0.0
     axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", color=colour)
 
 

@@ -55,6 +55,7 @@ def _batch(visits: dict[str, Tensor], index: Tensor, given: Tensor, part: slice)
         residual=torch.empty(0),
         sample_loss=visits["loss"][part].float(),
         margin=visits["margin"][part].float(),
+        error=visits["el2n"][part].float(),
         rival=visits["rival"][part].long(),
         counted=always,
         finite=always[:1],

@@ -85,6 +85,7 @@ class Criterion:
             residual=residual.flatten(0, 1),
             sample_loss=loss.flatten(),
             margin=standing.margin.flatten(),
+            error=standing.error.flatten(),
             rival=standing.rival.flatten(),
             counted=(standing.counted & finite.unsqueeze(1)).flatten(),
             misfit=products.misfit(strength.unsqueeze(1), strength),

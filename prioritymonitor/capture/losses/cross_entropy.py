@@ -39,11 +39,11 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
 
     # Everything else follows from three products per sample.
     products = Products(gradient, residual)
-    silent = products.energy == 0
+    error, silent = products.square.sqrt(), products.energy == 0
     strength = products.along.sum(1) / products.square.masked_fill(silent, 0).sum(1)
     # A row without any gradient is ignored by the loss, unless it would have rounded to zero.
     least = max(given_type.tiny, own_type.tiny**0.5)
-    ignored = silent & (strength.unsqueeze(1) * products.square.sqrt() > least)
+    ignored = silent & (strength.unsqueeze(1) * error > least)
     products.square.masked_fill_(ignored, 0)
     counted = (~ignored).to(logits.dtype)
 
@@ -61,6 +61,7 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
         residual=(residual * weight.unsqueeze(2)).flatten(0, 1),
         sample_loss=(loss * weight).flatten(),
         margin=margin.flatten(),
+        error=error.flatten(),
         rival=rival.flatten(),
         counted=(~ignored & finite.unsqueeze(1)).flatten(),
         misfit=torch.where(is_weighted, products.misfit(weighted, strength), misfit),

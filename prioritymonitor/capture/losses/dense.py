@@ -41,6 +41,7 @@ def of_samples(observed: Observed, positions: int, reached: Tensor | None) -> Ob
         residual=residual.view(-1, positions, observed.residual.shape[1]),
         sample_loss=(observed.sample_loss.view_as(share) * share).sum(1),
         margin=(observed.margin.view_as(share) * share).sum(1),
+        error=(observed.error.view_as(share) * share).sum(1),
         rival=unknown,
         counted=is_counted,
         strength=observed.strength * (measured if reached is None else reached) / samples,

@@ -21,6 +21,7 @@ class Observed:
     residual: Tensor
     sample_loss: Tensor
     margin: Tensor
+    error: Tensor
     rival: Tensor
     counted: Tensor
     finite: Tensor
@@ -70,3 +71,10 @@ def class_margin(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     label = target.unsqueeze(2)
     rival_score, rival = scores.scatter(2, label, -torch.inf).max(2)
     return scores.gather(2, label).squeeze(2) - rival_score, rival
+
+
+def class_error(scores: Tensor, target: Tensor) -> Tensor:
+    """Distance of the scores from zeros with a one at the label, `[K, R]`; arguments as above."""
+    label = target.unsqueeze(2)
+    residual = scores.scatter(2, label, scores.gather(2, label) - 1)
+    return residual.square().sum(2).sqrt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from ...records import Labels
-from .observed import class_margin
+from .observed import class_error, class_margin
+
+_MOST_ERROR = math.sqrt(2)
+"""Norm of the error in probabilities where all of it is on a wrong class."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Standing:
 
     target: Tensor
     margin: Tensor
+    error: Tensor
     rival: Tensor
     counted: Tensor
     in_range: Tensor
@@ -37,8 +42,17 @@ def classes(logits: Tensor, target: Tensor, ignored: int | None) -> Standing:
     inside = (hard >= 0) & (hard < logits.shape[2])
     in_range = (inside | ~counted).all(1)
     hard = torch.where(inside, hard, 0)
-    margin, rival = class_margin(logits.softmax(2), hard)
-    return Standing(hard, margin, rival, counted & inside, in_range, Labels.ONE)
+    probability = logits.softmax(2)
+    margin, rival = class_margin(probability, hard)
+    return Standing(
+        target=hard,
+        margin=margin,
+        error=class_error(probability, hard),
+        rival=rival,
+        counted=counted & inside,
+        in_range=in_range,
+        labels=Labels.ONE,
+    )
 
 
 def bits(logits: Tensor, target: Tensor, ignored: int | None) -> Standing:
@@ -56,6 +70,7 @@ def probable_bits(probability: Tensor, target: Tensor, ignored: int | None) -> S
     return Standing(
         target=hard if is_one else unknown,
         margin=agreement.mean(2),
+        error=_MOST_ERROR * (probability - yes).abs().mean(2),  # of the two classes yes and no
         rival=1 - hard if is_one else unknown,
         counted=torch.ones_like(hard, dtype=torch.bool),
         in_range=((yes >= 0) & (yes <= 1)).all(2).all(1),
@@ -68,15 +83,31 @@ def scores(outputs: Tensor, target: Tensor, ignored: int | None) -> Standing:
     hard = target.argmax(2)
     margin, rival = class_margin(outputs, hard)
     counted = torch.ones_like(hard, dtype=torch.bool)
-    return Standing(hard, margin.clamp(-1, 1), rival, counted, counted.all(1), Labels.ONE)
+    return Standing(
+        target=hard,
+        margin=margin.clamp(-1, 1),
+        error=class_error(outputs, hard).clamp(max=_MOST_ERROR),
+        rival=rival,
+        counted=counted,
+        in_range=counted.all(1),
+        labels=Labels.ONE,
+    )
 
 
 def numbers(outputs: Tensor, target: Tensor, ignored: int | None) -> Standing:
-    """Numbers without classes; no margin tells a wrong one."""
+    """Numbers without classes; neither margin nor error tells a wrong one."""
     unknown = torch.full(outputs.shape[:2], -1, device=outputs.device)
     counted = torch.ones_like(unknown, dtype=torch.bool)
-    margin = torch.full_like(outputs[..., 0], torch.nan)
-    return Standing(unknown, margin, unknown, counted, counted.all(1), Labels.NUMBERS)
+    nothing = torch.full_like(outputs[..., 0], torch.nan)
+    return Standing(
+        target=unknown,
+        margin=nothing,
+        error=nothing,
+        rival=unknown,
+        counted=counted,
+        in_range=counted.all(1),
+        labels=Labels.NUMBERS,
+    )
 
 
 def is_one_hot(target: Tensor, classes: int) -> bool:
