@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pages
 import pytest
 import torch
 import torch.nn.functional as F
@@ -119,3 +120,9 @@ def test_links_between_readme_and_docs_lead_somewhere():
 def test_no_figure_is_left_open(page):
     left = set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", page.read_text()))
     assert left <= {"RUN_DIR", "PRIORITYMONITOR_DATA"}
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_the_tables_are_those_of_the_results(page):
+    text = page.read_text()
+    assert pages.fill(text) == text, "run benchmarks/pages.py"

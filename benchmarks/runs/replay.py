@@ -16,13 +16,15 @@ from runs.record import Recording
 from runs.rivals import Choice
 from runs.task import BATCH
 
+_RULE = StopRule()
 
-def replay(recording: Recording, data: str, rule: StopRule | None = StopRule()) -> PriorityPath:  # noqa: B008
+
+def replay(recording: Recording, batch: int, rule: StopRule | None = _RULE) -> PriorityPath:
     """Follow the epochs until the stop, or to the end.
 
     Args:
         recording: From `record`.
-        data: The name of its data set, which says the size of the first batch.
+        batch: Size of its training batches.
         rule: When to stop; None: never.
     """
     given = recording["given"].long()
@@ -30,7 +32,7 @@ def replay(recording: Recording, data: str, rule: StopRule | None = StopRule()) 
     path = PriorityPath(len(given), len(given), rule, lag)
     for visits in recording["visits"]:
         index = visits["index"].long()
-        for part in (slice(0, BATCH[data]), slice(BATCH[data], None)):
+        for part in (slice(0, batch), slice(batch, None)):
             path.record(_batch(visits, index, given, part), None)
         path.end_epoch()
         if path.decision.stop:
@@ -40,7 +42,7 @@ def replay(recording: Recording, data: str, rule: StopRule | None = StopRule()) 
 
 def monitor_choice(setting: Setting, recording: Recording) -> Choice:
     """The epoch that the monitor takes for the best one, before the lag of the averaged weights."""
-    path = replay(recording, setting.data, StopRule(average_lag=0))
+    path = replay(recording, BATCH[setting.data], StopRule(average_lag=0))
     decision = path.decision
     assert decision.best_epoch is not None
     looks = decision.best_epoch * setting.views_per_epoch

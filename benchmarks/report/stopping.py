@@ -1,0 +1,214 @@
+"""Tables of the comparison of stop rules."""
+
+from __future__ import annotations
+
+import json
+
+from environment import RESULTS
+
+from report.forms import Json, pair, read, signed, table
+
+OURS = "prioritymonitor"
+SHOWN = (OURS, "Label Wave, k = 1", "noisy validation", "m-coherence", "last epoch")
+"""The rules of the shorter tables."""
+
+
+def _runs() -> list[Json]:
+    """What is kept of each run, with the monitor's outcome under averaged weights."""
+    runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "stopping").glob("*.json"))]
+    for run in runs:
+        outcomes = run["outcomes"][OURS]
+        run["ours"] = next(one for one in outcomes if one["weights"] == "averaged")
+    return runs
+
+
+def _name(rule: str) -> str:
+    return f"**{rule}**" if rule == OURS else rule
+
+
+def stopping_rules() -> str:
+    """All rules, raw and averaged, on the runs with wrong labels; the best first."""
+    rows = read("stopping")["noisy"]
+    raw = {row["rule"]: row for row in rows if row["weights"] == "raw"}
+    averaged = sorted(
+        (row for row in rows if row["weights"] == "averaged"), key=lambda row: -row["mean_gain"]
+    )
+    return table(
+        ["rule", "gain, raw weights", "gain, averaged", "regret, averaged", "epochs spent"],
+        [
+            [
+                _name(row["rule"]),
+                pair(raw[row["rule"]]["mean_gain"], raw[row["rule"]]["worst_gain"]),
+                pair(row["mean_gain"], row["worst_gain"]),
+                f"{row['mean_regret']:.2f} / {row['worst_regret']:.2f}",
+                f"{row['share_spent']:.0%}",
+            ]
+            for row in averaged
+        ],
+    )
+
+
+def stopping_against() -> str:
+    """The monitor minus each rival, both with averaged weights."""
+    rows = [row for row in read("stopping")["against"] if row["weights"] == "averaged"]
+    return table(
+        ["rival", "the monitor's gain minus its, points", "as good or better in"],
+        [
+            [
+                row["rule"],
+                f"{signed(row['mean_difference'])} ± {row['standard_error']:.2f}",
+                f"{row['better_or_equal']:.0%}",
+            ]
+            for row in sorted(rows, key=lambda row: row["mean_difference"])
+        ],
+    )
+
+
+def stopping_clean() -> str:
+    """All rules on the runs without noise."""
+    rows = [row for row in read("stopping")["without_noise"] if row["weights"] == "averaged"]
+    return table(
+        ["rule", "gain, averaged weights", "regret, averaged", "stopped", "epochs spent"],
+        [
+            [
+                _name(row["rule"]),
+                pair(row["mean_gain"], row["worst_gain"]),
+                f"{row['mean_regret']:.2f} / {row['worst_regret']:.2f}",
+                f"{row['wrong_stops']} of {row['runs']}",
+                f"{row['share_spent']:.0%}",
+            ]
+            for row in sorted(rows, key=lambda row: -row["mean_gain"])
+        ],
+    )
+
+
+def stopping_groups() -> str:
+    """The monitor and a few rivals by what the runs have in common."""
+    rows = [row for row in read("stopping")["groups"] if row["by"] not in ("setting", "optimizer")]
+    return table(
+        ["runs with", "runs", *map(_name, SHOWN)],
+        [
+            [
+                f"{row['by']} {row['value']}",
+                str(row["runs"]),
+                *(pair(*row["rules"][rule][:2]) for rule in SHOWN),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def stopping_bars() -> str:
+    """What was asked for, and what came out."""
+    results, runs = read("stopping"), _runs()
+    ours = next(r for r in results["noisy"] if (r["rule"], r["weights"]) == (OURS, "averaged"))
+    clean = next(
+        r for r in results["without_noise"] if (r["rule"], r["weights"]) == (OURS, "averaged")
+    )
+    rivals = {row["rule"]: row for row in results["against"] if row["weights"] == "averaged"}
+    nearest = min(rivals, key=lambda rule: rivals[rule]["mean_difference"])
+    noisy = [run for run in runs if run["record"]["setting"]["rate"]]
+    ceiling = sum(run["ours"]["gain"] + run["ours"]["regret"] for run in noisy) / len(noisy)
+    rows = [
+        ("gain with noise, mean", ours["mean_gain"], 1.0, 1),
+        ("gain with noise, worst", ours["worst_gain"], -1.0, 1),
+        ("regret with noise, mean", ours["mean_regret"], 0.3, -1),
+        ("regret with noise, worst", ours["worst_regret"], 1.5, -1),
+        ("regret without noise, mean", clean["mean_regret"], 0.3, -1),
+        ("regret without noise, worst", clean["worst_regret"], 1.0, -1),
+        (f"gain minus the best rival's ({nearest})", rivals[nearest]["mean_difference"], 0.0, 1),
+        (
+            "as good as noisy validation or better, share",
+            rivals["noisy validation"]["better_or_equal"],
+            2 / 3,
+            1,
+        ),
+    ]
+    rows_and_bars = table(
+        ["what", "asked", "measured", ""],
+        [
+            [
+                what,
+                f"{'≥' if way > 0 else '≤'} {signed(bar)}",
+                signed(value),
+                "met" if way * (value - bar) >= 0 else "**not met**",
+            ]
+            for what, value, bar, way in rows
+        ],
+    )
+    return (
+        f"{rows_and_bars}\n\nThe best averaged epoch, chosen on the test labels, is "
+        f"{signed(ceiling)} points above the best raw one in the mean of the {len(noisy)} runs with "
+        "noise: more gain than that no rule can have."
+    )
+
+
+def stopping_worst() -> str:
+    """The runs with the largest regret."""
+    runs = sorted(_runs(), key=lambda run: -run["ours"]["regret"])[:8]
+    return table(
+        ["run", "seed", "regret", "epoch handed back", "best averaged epoch"],
+        [[*_described(run), *_epochs(run)] for run in runs],
+    )
+
+
+def _described(run: Json) -> list[str]:
+    setting = run["record"]["setting"]
+    noise = f"{setting['noise']} {setting['rate']:.0%}" if setting["rate"] else "no noise"
+    parts = [setting["data"], noise, setting["model"], setting["optimizer"]]
+    parts += [setting[key] for key in ("schedule", "extra") if setting[key] not in _USUAL]
+    return [", ".join(parts), str(setting["seed"]), f"{run['ours']['regret']:.2f}"]
+
+
+_USUAL = ("constant", "plain")
+
+
+def _epochs(run: Json) -> list[str]:
+    averaged = run["record"]["curves"]["averaged"]
+    looks = len(averaged) / run["record"]["setting"]["epochs"]
+    best = averaged.index(max(averaged)) + 1
+    return [f"{view / looks:g}" for view in (run["ours"]["view"], best)]
+
+
+def stopping_short() -> str:
+    """Fine-tuning of five epochs."""
+    runs = [run for run in _runs() if run["record"]["setting"]["extra"] == "pretrained"]
+    return table(
+        [
+            "run",
+            "seed",
+            "regret",
+            "epoch handed back",
+            "best averaged epoch",
+            "last epoch's regret",
+        ],
+        [[*_described(run), *_epochs(run), _last(run)] for run in runs],
+    )
+
+
+def _last(run: Json) -> str:
+    averaged = run["record"]["curves"]["averaged"]
+    return f"{max(averaged) - averaged[-1]:.2f}"
+
+
+def readme_rules() -> str:
+    """The short table of the front page."""
+    results = read("stopping")
+    noisy, clean = (
+        {row["rule"]: row for row in results[name] if row["weights"] == "averaged"}
+        for name in ("noisy", "without_noise")
+    )
+    count = [next(iter(rows.values()))["runs"] for rows in (noisy, clean)]
+    columns = ["rule, averaged weights", f"{count[0]} runs with wrong labels", "epochs spent"]
+    return table(
+        [*columns, f"{count[1]} runs without"],
+        [
+            [
+                _name(rule),
+                pair(noisy[rule]["mean_gain"], noisy[rule]["worst_gain"]),
+                f"{noisy[rule]['share_spent']:.0%}",
+                pair(clean[rule]["mean_gain"], clean[rule]["worst_gain"]),
+            ]
+            for rule in sorted(SHOWN, key=lambda rule: -noisy[rule]["mean_gain"])
+        ],
+    )
