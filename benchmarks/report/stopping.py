@@ -138,8 +138,8 @@ def stopping_bars() -> str:
     )
     return (
         f"{rows_and_bars}\n\nThe best averaged epoch, chosen on the test labels, is "
-        f"{signed(ceiling)} points above the best raw one in the mean of the {len(noisy)} runs with "
-        "noise: more gain than that no rule can have."
+        f"{signed(ceiling)} points above the best raw one in the mean of the {len(noisy)} runs "
+        "with noise: more gain than that no rule can have."
     )
 
 
