@@ -17,6 +17,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "stopping-against": stopping.stopping_against,
     "stopping-clean": stopping.stopping_clean,
     "stopping-groups": stopping.stopping_groups,
+    "stopping-seeds": stopping.stopping_seeds,
     "stopping-bars": stopping.stopping_bars,
     "stopping-worst": stopping.stopping_worst,
     "stopping-short": stopping.stopping_short,

@@ -98,6 +98,33 @@ def stopping_groups() -> str:
     )
 
 
+def stopping_seeds() -> str:
+    """Mean gain of a few rules seed by seed, on the runs with wrong labels."""
+    runs = [run for run in _runs() if run["record"]["setting"]["rate"]]
+    seeds = sorted({run["record"]["setting"]["seed"] for run in runs})
+    lags = {
+        row["rule"]: row["lag"] for row in read("stopping")["noisy"] if row["weights"] == "averaged"
+    }
+    return table(
+        ["mean gain, averaged weights", *(f"seed {seed}" for seed in seeds)],
+        [
+            [_name(rule), *(signed(_mean_gain(runs, seed, rule, lags[rule])) for seed in seeds)]
+            for rule in SHOWN
+        ],
+    )
+
+
+def _mean_gain(runs: list[Json], seed: int, rule: str, lag: int) -> float:
+    gains = [
+        outcome["gain"]
+        for run in runs
+        if run["record"]["setting"]["seed"] == seed
+        for outcome in run["outcomes"][rule]
+        if (outcome["weights"], outcome["lag"]) == ("averaged", lag)
+    ]
+    return float(sum(gains) / len(gains))
+
+
 def stopping_bars() -> str:
     """What was asked for, and what came out."""
     results, runs = read("stopping"), _runs()
