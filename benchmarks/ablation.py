@@ -16,7 +16,6 @@ from statistics import fmean
 import torch
 from environment import write_results
 from runs.grid import SEEDS, Setting, settings
-from runs.task import BATCH
 from runs.variants import VARIANTS, visits_of
 from stopping import CACHE, path_of
 from tables import print_table
@@ -58,14 +57,13 @@ def outcomes_of(setting: Setting, cache: Path) -> dict[str, Outcome]:
     """What each variant makes of a recorded run."""
     torch.set_num_threads(1)
     recording = torch.load(path_of(cache, setting, "full"), weights_only=True)
-    visits = visits_of(recording, BATCH[setting.data])
-    looks = setting.views_per_epoch
-    raw, averaged = (recording[name][looks - 1 :: looks] for name in ("raw", "averaged"))
+    visits = visits_of(recording)
+    looks, raw, averaged = setting.views_per_epoch, recording["raw"], recording["averaged"]
     outcomes = {}
     for name, judge in VARIANTS.items():
         decision = judge(visits)
         assert decision.best_epoch is not None
-        returned = averaged[decision.best_epoch - 1]
+        returned = averaged[decision.best_epoch * looks - 1]
         gain, regret = returned - max(raw), max(averaged) - returned
         outcomes[name] = Outcome(gain, regret, decision.epoch, decision.stop)
     return outcomes

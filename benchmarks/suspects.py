@@ -39,7 +39,6 @@ from runs.grid import SEEDS, Setting, settings
 from runs.labels import KINDS
 from runs.record import record
 from runs.replay import replay
-from runs.task import BATCH
 from tables import print_table
 
 MONITOR, AUM, LEARNING = "monitor", "AUM", "confident learning"
@@ -138,8 +137,7 @@ def judge_run(setting: Setting, cache: Path) -> Run:
     """All detectors at both moments; of each its metrics in the order of `METRICS`."""
     recording = torch.load(path_of(cache, setting, "full"), weights_only=True)
     wrong = (recording["given"] != recording["true"]).numpy()
-    batch = BATCH[setting.data]
-    paths = {"stop": replay(recording, batch), "end": replay(recording, batch, None)}
+    paths = {"stop": replay(recording), "end": replay(recording, None)}
     decision = paths["stop"].decision
     trained = load_trained(setting, cache)
     run = {

@@ -138,7 +138,7 @@ class WeightKeeper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self.epoch = state["epoch"]
-        self._kept = dict(state["kept"])
+        self._kept = {name: tensor.cpu() for name, tensor in state["kept"].items()}
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
         self._steps = state["steps"]
         self._steps_behind = state["steps_behind"]

@@ -72,11 +72,12 @@ def decide(
         priority: Its value after each epoch, the first at epoch 1; not empty.
         rule: When to stop; None: never.
         average_lag: Epochs by which the kept weights trail the raw ones.
-        initial_loss: Mean loss that the training began with.
+        initial_loss: Mean loss that the training began with; without a positive one any fall that
+            lasts is enough.
         first: The first epoch after which labels could be judged; None: none yet.
     """
     now = len(priority)
-    tolerance = (rule or StopRule()).tolerance * initial_loss
+    tolerance = (rule or StopRule()).tolerance * (initial_loss if initial_loss > 0 else 0.0)
     peak = peak_epoch(priority, first)
     top = priority[peak - 1]
     alike = [e for e in range(peak, now + 1) if priority[e - 1] >= top - _ALIKE * tolerance]
@@ -94,11 +95,11 @@ def decide(
     if not fall > 0 or fall < tolerance:
         message = (
             f"clean labels still dominate: {gone_by}; it has fallen by {top - priority[-1]:.3f} "
-            f"since, and a stop takes {tolerance:.3f} in {rule.patience} epochs running"
+            f"since, and a stop takes {tolerance:.3f} in {_epochs(rule.patience)} running"
         )
         return Decision(False, StopReason.CLEAN_DOMINATES, now, best, message)
     message = (
-        f"noisy labels took over at epoch {peak}: over the {now - peak} epochs since then the "
+        f"noisy labels took over at epoch {peak}: over the {_epochs(now - peak)} since then the "
         "updates have fitted noisy labels more than clean ones; "
         f"restore_best() gives the weights of epoch {best}"
     )
@@ -108,3 +109,7 @@ def decide(
 def peak_epoch(priority: Sequence[float], first: int | None) -> int:
     """The epoch of the maximum from `first` on; the latest one for `first=None`."""
     return max(range(first or len(priority), len(priority) + 1), key=lambda e: priority[e - 1])
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' if count > 1 else ''}"

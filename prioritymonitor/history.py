@@ -15,6 +15,8 @@ from .errors import ArgumentValueError
 from .records import Batch
 
 _SUBSET_SEED = 20230605
+_FIRST_SAMPLES = 128
+"""So many samples tell the loss that the training began with."""
 
 
 class SampleHistory:
@@ -42,7 +44,9 @@ class SampleHistory:
         self._margin_sum = torch.zeros(self.size)
         self._error_sum = torch.zeros(self.size)
         self._visits = torch.zeros(self.size)
-        self._initial_loss: Tensor | None = None
+        self._initial = torch.zeros(2)
+        """Sum of the first losses, and how many they are."""
+        self._began = False
         # One row more than there are samples: what must not count is added up in the last.
         self._epoch = torch.zeros(self.size + 1, 4)
         self._labels = torch.full((self.size + 1, 2), -1, dtype=torch.int32)
@@ -64,10 +68,11 @@ class SampleHistory:
         """Add a batch with known indices to the running epoch."""
         assert batch.index is not None
         self._to(batch.index.device)
-        if self._initial_loss is None:
-            first = len(batch.counted) // len(batch.misfit)  # later ones follow an update or more
-            counted = batch.counted[:first].float()
-            self._initial_loss = (batch.sample_loss[:first] * counted).sum() / counted.sum()
+        if not self._began:
+            left = _FIRST_SAMPLES - self._initial[1]
+            first = batch.counted & (batch.counted.cumsum(0) <= left)
+            total = torch.where(first, batch.sample_loss, 0.0).sum().to(self._initial.dtype)
+            self._initial += torch.stack((total, first.sum().to(total.dtype)))
         slot = torch.where(batch.counted, self.slots(batch.index), self.size)
         once = torch.ones_like(batch.margin)
         seen = torch.stack((batch.sample_loss, batch.margin, batch.error, once), 1)
@@ -87,6 +92,7 @@ class SampleHistory:
         relabelled = int(self._relabelled)
         self._epoch.zero_()
         self._relabelled.zero_()
+        self._began = bool(self._initial[1])
         loss = loss / visits  # NaN without a visit
         before = torch.where(self.loss.isnan(), self.initial_loss, self.loss)
         self.decrease = before - loss
@@ -97,14 +103,14 @@ class SampleHistory:
         return relabelled
 
     @property
-    def is_empty(self) -> bool:
-        """True if no sample was ever visited."""
-        return not bool(self._visits.any())
+    def initial_loss(self) -> float:
+        """Mean loss of the first 128 samples, most of them before any update; NaN without any."""
+        return (self._initial[0] / self._initial[1]).item()
 
     @property
-    def initial_loss(self) -> float:
-        """Mean loss of the first batch, before any update; NaN if it could not be told."""
-        return float(self._initial_loss) if self._initial_loss is not None else float("nan")
+    def samples_seen(self) -> int:
+        """How many samples were visited so far."""
+        return int((self._visits > 0).sum())
 
     @property
     def mean_margin(self) -> Tensor:
@@ -135,12 +141,14 @@ class SampleHistory:
             self._epoch = self._epoch.to(device)
             self._labels = self._labels.to(device)
             self._relabelled = self._relabelled.to(device)
+            self._initial = self._initial.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types; the subset of a large data set follows from its size."""
         return {
             "dataset_size": self._dataset_size,
-            "initial_loss": None if self._initial_loss is None else self.initial_loss,
+            "initial": self._initial.cpu().clone(),
+            "began": self._began,
             "loss": self.loss.clone(),
             "margin_sum": self._margin_sum.clone(),
             "error_sum": self._error_sum.clone(),
@@ -162,8 +170,8 @@ class SampleHistory:
                 f"{self._dataset_size}; resume with the same data and max_tracked"
             )
         # To the host, wherever the state was loaded to; the device follows with the next batch.
-        initial = state["initial_loss"]
-        self._initial_loss = None if initial is None else torch.tensor(initial)
+        self._initial = state["initial"].cpu().clone()
+        self._began = state["began"]
         self.loss = state["loss"].cpu().clone()
         self._margin_sum = state["margin_sum"].cpu().clone()
         self._error_sum = state["error_sum"].cpu().clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 TEMPERATURE = 0.1
@@ -24,8 +25,9 @@ PRIOR_SAMPLES = 100
 
 _ROUNDS = 10
 _LEAST_RATE = 1e-4
-_TOLERANCE = 1e-4
-_MOST_ROUNDS = 100
+_TOLERANCE = 1e-6
+_MOST_ROUNDS = 2000
+_BINS = 2001
 
 
 def noisy_weight(mean_margin: Tensor, noise_rate: float) -> Tensor:
@@ -55,9 +57,14 @@ def consistent_noise_rate(mean_margin: Tensor) -> float:
         π in [0.0001, 0.9999]; 0.5 if no sample was visited.
     """
     margin = mean_margin[~mean_margin.isnan()]
+    if not len(margin):
+        return 0.5
+    # In bins far narrower than the temperature, so that many rounds cost little.
+    count = torch.histc(margin.float().cpu(), _BINS, -1 - 1 / _BINS, 1 + 1 / _BINS).double()
+    center = torch.linspace(-1, 1, _BINS, dtype=torch.float64)
     rate = 0.5
-    for _ in range(_MOST_ROUNDS if len(margin) else 0):
-        before, rate = rate, noisy_weight(margin, rate).mean().item()
+    for _ in range(_MOST_ROUNDS):
+        before, rate = rate, (count @ noisy_weight(center, rate)).item() / len(margin)
         rate = min(max(rate, _LEAST_RATE), 1 - _LEAST_RATE)
         if abs(rate - before) < _TOLERANCE:
             break

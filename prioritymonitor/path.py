@@ -12,7 +12,6 @@ from .history import SampleHistory
 from .membership import (
     MOST_NOISE,
     chance_at_first_visit,
-    consistent_noise_rate,
     noisy_part,
     wrong_label_chance,
 )
@@ -34,8 +33,8 @@ class PriorityPath:
         self, dataset_size: int, max_tracked: int, rule: StopRule | None, average_lag: int
     ) -> None:
         self.history = SampleHistory(dataset_size, max_tracked)
-        self.priority: list[float] = []
-        """Clean priority after each epoch, in nats per sample."""
+        self._gained: list[float] = []
+        """Clean priority after each epoch, in nats, of all samples together."""
         self.decision = Decision(
             False, StopReason.TOO_EARLY, 0, None, "no epoch has been completed yet"
         )
@@ -93,16 +92,23 @@ class PriorityPath:
         # A change is judged by the margins at both of its ends: by one alone, chance in it would
         # take noise that comes back to the mean for something learnt.
         gain = priority_gain(self.history.decrease, self._unless_known(noisy_part(margin)))
-        now = len(self.priority) + 1
-        self.priority.append(gain + (self.priority[-1] if self.priority else 0.0))
-        if self._first is None and not self.history.is_empty:
-            self._first = now if consistent_noise_rate(margin) < MOST_NOISE else None
+        self._gained.append(gain + (self._gained[-1] if self._gained else 0.0))
+        now = len(self._gained)
+        if self._first is None and self.history.samples_seen:
+            self._settle()
+            self._first = now if self.noise_rate < MOST_NOISE else None
         self.decision = decide(
             self.priority, self._rule, self._average_lag, self.history.initial_loss, self._first
         )
         if self.decision.best_epoch == now:
             self._settle()
         return self._scalars(), relabelled
+
+    @property
+    def priority(self) -> list[float]:
+        """Clean priority after each epoch, in nats per sample visited so far."""
+        samples = max(self.history.samples_seen, 1)
+        return [gained / samples for gained in self._gained]
 
     def _settle(self) -> None:
         """Judge the labels by what is known now until a later epoch is the best one."""
@@ -123,10 +129,11 @@ class PriorityPath:
     def _scalars(self) -> dict[str, Any]:
         seen = ~self.history.loss.isnan()
         loss, weight = self.history.loss[seen].double(), self._weight[seen].double()
-        peak = peak_epoch(self.priority, self._first)
+        priority = self.priority
+        peak = peak_epoch(priority, self._first)
         return {
-            "epoch": len(self.priority),
-            "priority": self.priority[-1],
+            "epoch": len(priority),
+            "priority": priority[-1],
             "noise_rate": self.noise_rate,
             "train_loss": loss.mean().item(),
             "clean_loss": (((1 - weight) * loss).sum() / (1 - weight).sum()).item(),
@@ -162,7 +169,7 @@ class PriorityPath:
         decision = {**vars(self.decision), "reason": self.decision.reason.name}
         return {
             "history": self.history.state_dict(),
-            "priority": list(self.priority),
+            "gained": list(self._gained),
             "decision": decision,
             "first": self._first,
             "chance": self._chance,
@@ -173,12 +180,13 @@ class PriorityPath:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self.history.load_state_dict(state["history"])
-        self.priority = list(state["priority"])
+        self._gained = list(state["gained"])
         reason = StopReason[state["decision"]["reason"]]
         self.decision = Decision(**{**state["decision"], "reason": reason})
         self._first = state["first"]
         self._known = state["known"].cpu().clone()
-        if state["chance"] is not None:
-            self._chance = state["chance"].cpu().clone()
-            self._rival = state["rival"].cpu().clone()
-            self._on_device = None
+        self._chance, self._rival = (
+            None if state[name] is None else state[name].cpu().clone()
+            for name in ("chance", "rival")
+        )
+        self._on_device = None

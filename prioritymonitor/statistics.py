@@ -87,15 +87,14 @@ def priority_gain(decrease: Tensor, noisy_part: Tensor) -> float:
     """What the updates of an epoch add to the clean priority: clean minus noisy contributions.
 
     By the gradient theorem the contributions of a group, summed over updates, are the decrease of
-    its loss: `[sum_i (1 − w_i) Δ_i − sum_i w_i Δ_i] / n`.
+    its loss: `sum_i (1 − w_i) Δ_i − sum_i w_i Δ_i`.
 
     Args:
         decrease: By how much the loss of each sample went down, `[n]`; NaN where it is not known.
         noisy_part: Part of it that counts as the noisy labels' gain, in [0, 1], `[n]`.
 
     Returns:
-        In nats per sample with a known decrease; 0 if there is none.
+        In nats, of all samples together.
     """
-    known = ~decrease.isnan()
-    gain = (1 - 2 * noisy_part[known].double()) * decrease[known].double()
-    return gain.mean().item() if len(gain) else 0.0
+    gain = (1 - 2 * noisy_part.double()) * decrease.double()
+    return gain.nansum().item()

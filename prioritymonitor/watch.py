@@ -27,6 +27,8 @@ from .records import Batch, Decision, Labels, Step, StopReason
 from .reporting.reports import Reports
 from .settings import Settings
 
+_STATE_VERSION = 2
+
 _MOST_RELABELLED = 0.01
 """Share of samples that may show another label than before, until their identity is doubted."""
 
@@ -258,10 +260,11 @@ class Watch:
         self.capture.observe()
         self.report_steps()
         return {
-            "version": 1,
+            "version": _STATE_VERSION,
             "steps": self.capture.steps,
             "epoch": self.epoch,
             "epoch_is_open": self._recorder is not None and self._recorder.is_open,
+            "has_classes": self._has_classes,
             "lost_identity": self._lost_identity,
             "expected_steps": self._expected_steps,
             "pace": self.pace.state_dict(),
@@ -273,8 +276,14 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
-        if state["lost_identity"]:
-            self._grouping.path, self._lost_identity = None, True
+        if state["version"] != _STATE_VERSION:
+            raise ArgumentValueError(
+                f"got a state of version {state['version']}, and this is {_STATE_VERSION}; resume "
+                "with the prioritymonitor that saved it, or start anew"
+            )
+        if state["lost_identity"] or not state["has_classes"]:
+            self._grouping.path = None
+            self._lost_identity, self._has_classes = state["lost_identity"], state["has_classes"]
         for name, part in (("path", self.path), ("keeper", self.keeper)):
             if (part is None) != (state[name] is None):
                 raise ArgumentValueError(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from prioritymonitor import GradientMonitor, StopReason
+from prioritymonitor import GradientMonitor, StopReason, StopRule
 
 from .cases import INPUTS, make_data, make_loader, mlp
 from .reference import expected_statistics, head_parameters, head_update, sample_gradients
@@ -198,7 +198,7 @@ def test_another_loader_and_passes_within_a_pass_make_no_epochs():
 
 
 def test_two_optimizer_steps_per_batch_make_no_more_epochs():
-    model, optimizer, loader, monitor = setup()
+    model, optimizer, loader, monitor = setup(stop=StopRule(min_epochs=10))
     for _ in range(4):
         for x, y, _ in loader:
             for _ in range(2):

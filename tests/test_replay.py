@@ -30,7 +30,7 @@ def test_a_replay_of_the_visits_comes_to_the_decision_of_the_loop(rule):
             names = ("index", "loss", "margin", "el2n", "rival")
             columns = (torch.cat(column) for column in zip(*seen, strict=True))
             visits.append(dict(zip(names, columns, strict=True)))
-    path = replay({"given": data.given, "visits": visits}, batch=20, rule=rule)
+    path = replay({"given": data.given, "visits": visits}, rule=rule)
     assert path.decision == monitor.decision
     assert path.priority == pytest.approx([r["priority"] for r in monitor.history()], abs=1e-5)
     assert path.suspects(None) == [

@@ -52,11 +52,12 @@ def stopping_against() -> str:
     """The monitor minus each rival, both with averaged weights."""
     rows = [row for row in read("stopping")["against"] if row["weights"] == "averaged"]
     return table(
-        ["rival", "the monitor's gain minus its, points", "as good or better in"],
+        ["rival", "the monitor's gain minus its, points", "better in", "as good or better in"],
         [
             [
                 row["rule"],
                 f"{signed(row['mean_difference'])} ± {row['standard_error']:.2f}",
+                f"{row['better']:.0%}",
                 f"{row['better_or_equal']:.0%}",
             ]
             for row in sorted(rows, key=lambda row: row["mean_difference"])

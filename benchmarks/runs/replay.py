@@ -14,17 +14,15 @@ from prioritymonitor.records import Batch, Labels
 from runs.grid import Setting
 from runs.record import Recording
 from runs.rivals import Choice
-from runs.task import BATCH
 
 _RULE = StopRule()
 
 
-def replay(recording: Recording, batch: int, rule: StopRule | None = _RULE) -> PriorityPath:
+def replay(recording: Recording, rule: StopRule | None = _RULE) -> PriorityPath:
     """Follow the epochs until the stop, or to the end.
 
     Args:
         recording: From `record`.
-        batch: Size of its training batches.
         rule: When to stop; None: never.
     """
     given = recording["given"].long()
@@ -32,8 +30,7 @@ def replay(recording: Recording, batch: int, rule: StopRule | None = _RULE) -> P
     path = PriorityPath(len(given), len(given), rule, lag)
     for visits in recording["visits"]:
         index = visits["index"].long()
-        for part in (slice(0, batch), slice(batch, None)):
-            path.record(_batch(visits, index, given, part), None)
+        path.record(_batch(visits, index, given), None)
         path.end_epoch()
         if path.decision.stop:
             break
@@ -42,23 +39,22 @@ def replay(recording: Recording, batch: int, rule: StopRule | None = _RULE) -> P
 
 def monitor_choice(setting: Setting, recording: Recording) -> Choice:
     """The epoch that the monitor takes for the best one, before the lag of the averaged weights."""
-    path = replay(recording, BATCH[setting.data], StopRule(average_lag=0))
+    path = replay(recording, StopRule(average_lag=0))
     decision = path.decision
     assert decision.best_epoch is not None
     looks = decision.best_epoch * setting.views_per_epoch
     return Choice(looks, decision.epoch, decision.stop and decision.epoch < setting.epochs)
 
 
-def _batch(visits: dict[str, Tensor], index: Tensor, given: Tensor, part: slice) -> Batch:
-    samples = index[part]
+def _batch(visits: dict[str, Tensor], samples: Tensor, given: Tensor) -> Batch:
     always = torch.ones(len(samples), dtype=torch.bool)
     return Batch(
         target=given[samples],
         residual=torch.empty(0),
-        sample_loss=visits["loss"][part].float(),
-        margin=visits["margin"][part].float(),
-        error=visits["el2n"][part].float(),
-        rival=visits["rival"][part].long(),
+        sample_loss=visits["loss"].float(),
+        margin=visits["margin"].float(),
+        error=visits["el2n"].float(),
+        rival=visits["rival"].long(),
         counted=always,
         finite=always[:1],
         in_range=always[:1],

@@ -204,13 +204,22 @@ def _against(runs: list[Judged], rule: str, weights: str, lag: int) -> Row:
     differences = [
         run.of(MONITOR, "averaged", LAG).gain - run.of(rule, weights, lag).gain for run in runs
     ]
-    error = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
     return {
         "rule": rule,
         "weights": weights,
         "lag": lag,
         "runs": len(runs),
         "mean_difference": fmean(differences),
-        "standard_error": error,
+        "standard_error": _error_of_mean(runs, differences),
+        "better": fmean(difference > 1e-6 for difference in differences),
         "better_or_equal": fmean(difference > -1e-6 for difference in differences),
     }
+
+
+def _error_of_mean(runs: list[Judged], values: list[float]) -> float | None:
+    """Over settings: the seeds of one setting are not independent of each other."""
+    by_setting: dict[str, list[float]] = {}
+    for run, value in zip(runs, values, strict=True):
+        by_setting.setdefault(run.setting.group, []).append(value)
+    means = [fmean(several) for several in by_setting.values()]
+    return stdev(means) / len(means) ** 0.5 if len(means) > 1 else None

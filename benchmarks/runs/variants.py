@@ -19,10 +19,12 @@ from prioritymonitor.membership import (
     consistent_noise_rate,
     noisy_part,
     noisy_weight,
+    wrong_label_chance,
 )
 from runs.record import Recording
 
 ONE_NAT = 1.0
+_FIRST_SAMPLES = 128
 _RULE = StopRule()
 
 
@@ -35,19 +37,26 @@ class Visits:
     is_fitted: Tensor
     """True where the given label was predicted."""
     initial_loss: float
+    first: int | None
+    """The first epoch after which labels could be judged."""
 
 
-def visits_of(recording: Recording, batch: int) -> Visits:
-    """Visits from a recording; `batch` is the size of its training batches."""
+def visits_of(recording: Recording) -> Visits:
+    """Visits from a recording."""
     columns: dict[str, list[Tensor]] = {"loss": [], "margin": [], "predicted": []}
     given = recording["given"]
-    for visits in recording["visits"]:
+    total, first = torch.zeros(len(given)), None
+    for epoch, visits in enumerate(recording["visits"], 1):
         back = visits["index"].long().argsort()
         for name, rows in columns.items():
             rows.append(visits[name][back])
+        total += visits["el2n"][back].float()
+        chance = wrong_label_chance(total / epoch, given, visits["rival"][back])
+        if first is None and (chance > 0.5).float().mean() < MOST_NOISE:
+            first = epoch
     loss, margin, predicted = (torch.stack(rows) for rows in columns.values())
-    initial = recording["visits"][0]["loss"][:batch].float().mean().item()
-    return Visits(loss.float(), margin.float(), predicted == given, initial)
+    initial = recording["visits"][0]["loss"][:_FIRST_SAMPLES].float().mean().item()
+    return Visits(loss.float(), margin.float(), predicted == given, initial, first)
 
 
 @dataclass(frozen=True)
@@ -82,9 +91,8 @@ def judge(visits: Visits, variant: Variant) -> Decision:
         gains[epoch] = ((1 - 2 * variant.part(margin)) * (before - after)).mean()
         before = after
     priority = gains.double().cumsum(0).tolist()
-    learnt = [consistent_noise_rate(margin) < MOST_NOISE for margin in margins]
     scale = visits.initial_loss if value is visits.loss else ONE_NAT
-    return _sequence(lambda now: priority[:now], learnt, variant.rule, scale, variant.until)
+    return _sequence(lambda now: priority[:now], visits, variant.rule, scale, variant.until)
 
 
 def judge_anew(
@@ -97,20 +105,19 @@ def judge_anew(
         sign = 2 * part(margins[max(now - delay, 1) - 1]) - 1
         return (visits.loss[:now] @ sign / len(sign)).tolist()
 
-    learnt = [consistent_noise_rate(margin) < MOST_NOISE for margin in margins]
     rule = StopRule(patience=patience, tolerance=0.0, average_lag=lag)
-    return _sequence(priority, learnt, rule, ONE_NAT, 0)
+    return _sequence(priority, visits, rule, ONE_NAT, 0)
 
 
 def _sequence(
     priority: Callable[[int], list[float]],
-    learnt: list[bool],
+    visits: Visits,
     rule: StopRule,
     scale: float,
     wait: int,
 ) -> Decision:
-    first = learnt.index(True) + 1 if True in learnt else None
-    for now in range(1, len(learnt) + 1 - max(wait, 0)):
+    first = visits.first
+    for now in range(1, len(visits.loss) + 1 - max(wait, 0)):
         known = first if first is not None and first <= now else None
         decision = decide(priority(now), rule, rule.average_lag, scale, known)
         if decision.stop:
