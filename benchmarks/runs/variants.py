@@ -136,7 +136,7 @@ def even(temperature: float) -> Callable[[Tensor], Tensor]:
 
 
 def consistent(margin: Tensor) -> Tensor:
-    """The suspects' weights: with the benefit of the doubt where few labels are wrong."""
+    """With the benefit of the doubt where few labels are wrong."""
     return noisy_weight(margin, consistent_noise_rate(margin))
 
 
@@ -161,7 +161,7 @@ VARIANTS: dict[str, Callable[[Visits], Decision]] = {
         "judged one epoch later": Variant(until=1),
         "late visits count more, k^½": Variant(recency=0.5),
         "early visits count more, k^−½": Variant(recency=-0.5),
-        "benefit of the doubt, as for suspects": Variant(part=consistent),
+        "benefit of the doubt where few labels are wrong": Variant(part=consistent),
         "even sides at any noise rate": Variant(part=even(TEMPERATURE)),
         "temperature 0.05": Variant(part=sharper(2)),
         "temperature 0.2": Variant(part=sharper(0.5)),
