@@ -276,10 +276,11 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
-        if state["version"] != _STATE_VERSION:
+        version = state.get("version")
+        if version != _STATE_VERSION:
             raise ArgumentValueError(
-                f"got a state of version {state['version']}, and this is {_STATE_VERSION}; resume "
-                "with the prioritymonitor that saved it, or start anew"
+                f"got a state of version {version}, and this is {_STATE_VERSION}; resume with the "
+                "prioritymonitor that saved it, or start anew"
             )
         if state["lost_identity"] or not state["has_classes"]:
             self._grouping.path = None
