@@ -15,9 +15,9 @@ from statistics import fmean
 
 import torch
 from environment import write_results
+from runs.cache import CACHE, path_of
 from runs.grid import SEEDS, Setting, settings
 from runs.variants import VARIANTS, visits_of
-from stopping import CACHE, path_of
 from tables import print_table
 
 

@@ -7,29 +7,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import re
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import torch
 from data import add_data_option
 from environment import RESULTS, write_results
-from runs.grid import SEEDS, Setting, settings
+from runs.cache import CACHE, Maker, make_missing, path_of
+from runs.grid import SEEDS, settings
 from runs.pictures import FOLDER, draw
-from runs.record import Recording, record, record_with_validation
+from runs.record import record, record_with_validation
 from runs.scores import GROUP_COLUMNS, RULES, Judged, Row, judge, record_of, summarise
 from tables import print_table
 
-PARTS: dict[str, Callable[[Setting, Path | None], Recording]] = {
+PARTS: dict[str, Maker] = {
     "full": record,
     "held-out": record_with_validation,
 }
 KEPT = RESULTS / "stopping"
-CACHE = Path("build/runs")
 _INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
 
 
@@ -44,7 +41,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.report:
-        make_missing(options.seeds, options.data, options.cache, options.jobs)
+        wanted = product(settings(options.seeds), PARTS)
+        make_missing(wanted, PARTS, options.data, options.cache, options.jobs)
     runs = judge_all(options.seeds, options.cache)
     if not runs:
         raise SystemExit(f"no complete run in {options.cache} or {KEPT}")
@@ -52,42 +50,6 @@ def main() -> None:
     report(runs, tables)
     path = write_results("stopping", {"runs": len(runs), "group_columns": GROUP_COLUMNS, **tables})
     print(f"results: {path}, figures: {', '.join(draw(runs, options.pictures))}")
-
-
-# Runs
-
-
-def make_missing(seeds: int, data: Path | None, cache: Path, jobs: int) -> None:
-    """Make the recordings that are not in the cache, each in a process of its own."""
-    cache.mkdir(parents=True, exist_ok=True)
-    missing = [
-        (setting, part)
-        for setting in settings(seeds)
-        for part in PARTS
-        if not path_of(cache, setting, part).is_file()
-    ]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(make, setting, part, data, cache) for setting, part in missing]
-        for done, future in enumerate(as_completed(futures), 1):
-            print(f"{done} of {len(missing)}: {future.result()}", flush=True)
-
-
-def path_of(cache: Path, setting: Setting, part: str) -> Path:
-    return cache / f"{setting.name}.{part}.pt"
-
-
-def make(setting: Setting, part: str, data: Path | None, cache: Path) -> str:
-    began = time.perf_counter()
-    recording = PARTS[part](setting, data)
-    path = path_of(cache, setting, part)
-    torch.save(recording, path.with_suffix(".part"))
-    path.with_suffix(".part").rename(path)
-    raw, averaged = recording["raw"], recording["averaged"]
-    return (
-        f"{path.stem} best raw {max(raw):.1f}, best averaged {max(averaged):.1f}, "
-        f"last {raw[-1]:.1f}, {time.perf_counter() - began:.0f} s"
-    )
 
 
 # Judging

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
@@ -25,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from runs.cache import CACHE, Maker, make_missing, path_of, worker_pool
 from runs.detectors import (
     METRICS,
     Verdict,
@@ -61,7 +61,7 @@ FIGURE = Path(__file__).parents[1] / "docs/pages/evidence/images/suspects_by_noi
 
 Run = dict[str, Any]
 Rows = dict[str, list[float | None]]
-PARTS: dict[str, Callable[[Setting, Path | None], dict[str, Any]]] = {
+PARTS: dict[str, Maker] = {
     "full": record,
     "out-of-sample": out_of_sample,
     "threshold-samples": with_threshold_samples,
@@ -71,7 +71,7 @@ PARTS: dict[str, Callable[[Setting, Path | None], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_option(parser)
-    parser.add_argument("--cache", type=Path, default=Path("build/runs"), help="the recordings")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="the recordings")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--resume", action="store_true", help="judge no run twice")
@@ -79,14 +79,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed of the digits")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    options.cache.mkdir(parents=True, exist_ok=True)
     wanted = settings(1 if options.quick else options.seeds)
     wanted = [one for one in wanted if one.data == "digits" or not options.quick]
     runs = earlier_runs() if options.resume else {}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, spawn, torch.set_num_threads, (1,)) as pool:
-        if not options.report:
-            make_missing(pool, wanted, options.data, options.cache)
+    if not options.report:
+        parts = [(one, p) for one in wanted for p in PARTS if p == "full" or is_retrained(one)]
+        make_missing(parts, PARTS, options.data, options.cache, options.jobs)
+    with worker_pool(options.jobs) as pool:
         judge_missing(pool, wanted, runs, options.cache)
     report([runs[one.name] for one in wanted if one.name in runs])
 
@@ -98,28 +97,6 @@ def earlier_runs() -> dict[str, Run]:
 
 
 # Runs
-
-
-def path_of(cache: Path, setting: Setting, part: str) -> Path:
-    return cache / f"{setting.name}.{part}.pt"
-
-
-def make_missing(
-    pool: ProcessPoolExecutor, wanted: Sequence[Setting], folder: Path | None, cache: Path
-) -> None:
-    """Train what is not in the cache, each in a process of its own."""
-    parts = [(one, part) for one in wanted for part in PARTS if part == "full" or is_retrained(one)]
-    missing = [(one, part) for one, part in parts if not path_of(cache, one, part).is_file()]
-    futures = [pool.submit(make, setting, part, folder, cache) for setting, part in missing]
-    for done, future in enumerate(as_completed(futures), 1):
-        print(f"{done} of {len(missing)} trainings: {future.result()}", flush=True)
-
-
-def make(setting: Setting, part: str, folder: Path | None, cache: Path) -> str:
-    path = path_of(cache, setting, part)
-    torch.save(PARTS[part](setting, folder), path.with_suffix(".part"))
-    path.with_suffix(".part").rename(path)
-    return path.stem
 
 
 def judge_missing(

@@ -82,7 +82,6 @@ def decide(
     top = priority[peak - 1]
     alike = [e for e in range(peak, now + 1) if priority[e - 1] >= top - _ALIKE * tolerance]
     best = min(alike[-1] + average_lag, now)
-    fall = top - max(priority[-rule.patience :] if rule is not None else priority)
     gone_by = f"the clean priority peaked at epoch {peak} of {now}"
     if rule is None:
         return Decision(False, StopReason.NO_RULE, now, best, f"measuring only: {gone_by}")
@@ -92,6 +91,7 @@ def decide(
     if first is None:
         message = "too early to judge: most labels still look wrong, so little has been learnt"
         return Decision(False, StopReason.TOO_EARLY, now, best, message)
+    fall = top - max(priority[-rule.patience :])
     if not fall > 0 or fall < tolerance:
         message = (
             f"clean labels still dominate: {gone_by}; it has fallen by {top - priority[-1]:.3f} "

@@ -93,16 +93,16 @@ class PriorityPath:
         # take noise that comes back to the mean for something learnt.
         gain = priority_gain(self.history.decrease, self._unless_known(noisy_part(margin)))
         self._gained.append(gain + (self._gained[-1] if self._gained else 0.0))
-        now = len(self._gained)
-        if self._first is None and self.history.samples_seen:
+        now, priority, was_judged = len(self._gained), self.priority, self._first is not None
+        if not was_judged:  # then this epoch is the best so far
             self._settle()
             self._first = now if self.noise_rate < MOST_NOISE else None
         self.decision = decide(
-            self.priority, self._rule, self._average_lag, self.history.initial_loss, self._first
+            priority, self._rule, self._average_lag, self.history.initial_loss, self._first
         )
-        if self.decision.best_epoch == now:
+        if was_judged and self.decision.best_epoch == now:
             self._settle()
-        return self._scalars(), relabelled
+        return self._scalars(priority), relabelled
 
     @property
     def priority(self) -> list[float]:
@@ -126,10 +126,9 @@ class PriorityPath:
         assert self._chance is not None
         return self._unless_known(self._chance.nan_to_num(nan=0.5))
 
-    def _scalars(self) -> dict[str, Any]:
+    def _scalars(self, priority: list[float]) -> dict[str, Any]:
         seen = ~self.history.loss.isnan()
         loss, weight = self.history.loss[seen].double(), self._weight[seen].double()
-        priority = self.priority
         peak = peak_epoch(priority, self._first)
         return {
             "epoch": len(priority),

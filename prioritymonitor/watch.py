@@ -269,7 +269,7 @@ class Watch:
             "expected_steps": self._expected_steps,
             "pace": self.pace.state_dict(),
             "latest": dict(self.latest),
-            "records": [dict(record) for record in self.records],
+            "records": self.history(),
             "path": self.path.state_dict() if self.path is not None else None,
             "keeper": self.keeper.state_dict() if self.keeper is not None else None,
         }

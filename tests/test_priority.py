@@ -183,6 +183,17 @@ def separable():
     return data
 
 
+def watched(**options):
+    """A small network on them, and a monitor that never stops it."""
+    data = separable()
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loader = make_loader(data, batch_size=20, shuffle=True)
+    monitor = GradientMonitor(model, optimizer, loader, stop=None, **options)
+    return data, model, optimizer, loader, monitor
+
+
 def fit(epochs, *, width=128, stop=StopRule(), noise=True, **options):  # noqa: B008
     """A network that is large enough to learn 40 % wrong labels by heart."""
     data = separable()
@@ -254,12 +265,7 @@ def test_known_noise_gives_the_same_rule_the_true_membership():
 
 
 def test_the_priority_is_what_each_epoch_taught_judged_by_all_visits_so_far():
-    data = separable()
-    torch.manual_seed(0)
-    model = mlp()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    loader = make_loader(data, batch_size=20, shuffle=True)
-    monitor = GradientMonitor(model, optimizer, loader, stop=None)
+    _, model, optimizer, loader, monitor = watched()
     losses, before, margins, priority = [], None, torch.zeros(400), 0.0
     for epoch in range(1, 6):
         after = torch.zeros(400)

@@ -8,6 +8,7 @@ from runs.replay import replay
 from prioritymonitor import GradientMonitor, StopRule
 
 from .cases import make_data, make_loader, mlp
+from .test_priority import margin_of
 
 
 @pytest.mark.parametrize("rule", [StopRule(patience=1, tolerance=0.0), None])
@@ -40,9 +41,8 @@ def test_a_replay_of_the_visits_comes_to_the_decision_of_the_loop(rule):
 
 
 def of_visit(logits, labels):
-    probability = logits.softmax(1)
-    own = probability.gather(1, labels.unsqueeze(1)).squeeze(1)
-    others = probability.scatter(1, labels.unsqueeze(1), -1)
-    error = (probability - F.one_hot(labels, logits.shape[1])).norm(dim=1)
+    onehot = F.one_hot(labels, logits.shape[1])
+    error = (logits.softmax(1) - onehot).norm(dim=1)
+    rival = logits.masked_fill(onehot.bool(), -torch.inf).argmax(1)
     loss = F.cross_entropy(logits, labels, reduction="none")
-    return loss, own - others.amax(1), error, others.argmax(1)
+    return loss, margin_of(logits, labels), error, rival

@@ -6,11 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prioritymonitor import GradientMonitor
 from prioritymonitor.membership import chance_at_first_visit, wrong_label_chance
 
-from .cases import make_loader, mlp
-from .test_priority import separable
+from .test_priority import watched
 
 
 def test_a_label_is_a_suspect_from_a_mean_error_of_nine_tenths_on():
@@ -68,12 +66,7 @@ def test_no_sample_visited_leaves_every_label_open():
 
 
 def test_suspects_are_judged_by_all_visits_up_to_the_best_epoch():
-    data = separable()
-    torch.manual_seed(0)
-    model = mlp()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    loader = make_loader(data, batch_size=20, shuffle=True)
-    monitor = GradientMonitor(model, optimizer, loader, stop=None)
+    data, model, optimizer, loader, monitor = watched()
     errors, rival, expected = torch.zeros(400), torch.zeros(400, dtype=torch.int64), None
     for epoch in range(1, 41):
         for x, y, index in loader:
@@ -97,21 +90,16 @@ def test_suspects_are_judged_by_all_visits_up_to_the_best_epoch():
 
 def test_the_groups_of_a_step_are_those_of_the_suspects():
     """At a sample's first visit they come from the error of that visit."""
-    data = separable()
-    torch.manual_seed(0)
-    model = mlp()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    loader = make_loader(data, batch_size=20, shuffle=True)
-    monitor = GradientMonitor(model, optimizer, loader, stop=None, every=1)
+    _, model, optimizer, loader, monitor = watched(every=1)
     capture, weights = monitor._watch.capture, []
     report = capture._on_batch
     grouping = monitor._watch._grouping
 
-    def watched(batch):
+    def seen(batch):
         weights.append((batch, grouping.noisy_weight(batch)))
         report(batch)
 
-    capture._on_batch = watched
+    capture._on_batch = seen
     for epoch in range(2):
         weights.clear()
         score = {suspect.index: suspect.score for suspect in monitor.suspects()}

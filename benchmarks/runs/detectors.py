@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prioritymonitor.path import PriorityPath
 from runs.folds import Trained
-from runs.record import Recording
+from runs.record import Recording, in_order
 
 EL2N_EPOCHS = 10
 AUM_QUANTILE = 0.99
@@ -65,16 +65,6 @@ def from_visits(recording: Recording, epochs: int) -> dict[str, Verdict]:
         "small loss, mean": small_loss(loss.mean(0)),
         "EL2N": Verdict(error.mean(0).numpy()),
     }
-
-
-def in_order(recording: Recording, name: str, epochs: int) -> Tensor:
-    """A column of each visit, in the order of the data set, float32 `[epochs, n]`."""
-    rows = []
-    for visits in recording["visits"][:epochs]:
-        row = torch.empty(len(recording["given"]))
-        row[visits["index"].long()] = visits[name].detach().float()
-        rows.append(row)
-    return torch.stack(rows)
 
 
 def small_loss(loss: Tensor) -> Verdict:

@@ -95,6 +95,16 @@ def record_with_validation(setting: Setting, folder: Path | None) -> Recording:
     return dict(curves)
 
 
+def in_order(recording: Recording, name: str, epochs: int | None = None) -> Tensor:
+    """A column of each visit, in the order of the data set, float32 `[epochs, n]`; None: all."""
+    rows = []
+    for visits in recording["visits"][:epochs]:
+        row = torch.empty(len(visits["index"]))
+        row[visits["index"].long()] = visits[name].detach().float()
+        rows.append(row)
+    return torch.stack(rows)
+
+
 class _Run:
     """A training loop that hands over each batch after its update."""
 

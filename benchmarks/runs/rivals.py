@@ -14,7 +14,7 @@ import torch
 from scipy.stats import kurtosis
 
 from runs.grid import Setting
-from runs.record import Recording
+from runs.record import Recording, in_order
 
 PATIENCE = 7
 """Epochs without a new best value, for rules whose authors leave the number open."""
@@ -79,12 +79,8 @@ def signals_of(setting: Setting, recording: Recording) -> Signals:
 
 def _prediction_changes(recording: Recording) -> list[float]:
     """Samples predicted otherwise than at their visit one epoch before."""
-    in_order = []
-    for epoch in recording["visits"]:
-        predicted = torch.empty_like(epoch["predicted"])
-        predicted[epoch["index"].long()] = epoch["predicted"]
-        in_order.append(predicted)
-    return [float((one != other).sum()) for one, other in pairwise(in_order)]
+    predicted = in_order(recording, "predicted")
+    return [float((one != other).sum()) for one, other in pairwise(predicted)]
 
 
 def _gwa(alignment: torch.Tensor) -> float:

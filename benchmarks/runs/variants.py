@@ -21,7 +21,7 @@ from prioritymonitor.membership import (
     noisy_weight,
     wrong_label_chance,
 )
-from runs.record import Recording
+from runs.record import Recording, in_order
 
 ONE_NAT = 1.0
 _FIRST_SAMPLES = 128
@@ -43,20 +43,22 @@ class Visits:
 
 def visits_of(recording: Recording) -> Visits:
     """Visits from a recording."""
-    columns: dict[str, list[Tensor]] = {"loss": [], "margin": [], "predicted": []}
-    given = recording["given"]
-    total, first = torch.zeros(len(given)), None
-    for epoch, visits in enumerate(recording["visits"], 1):
-        back = visits["index"].long().argsort()
-        for name, rows in columns.items():
-            rows.append(visits[name][back])
-        total += visits["el2n"][back].float()
-        chance = wrong_label_chance(total / epoch, given, visits["rival"][back])
-        if first is None and (chance > 0.5).float().mean() < MOST_NOISE:
-            first = epoch
-    loss, margin, predicted = (torch.stack(rows) for rows in columns.values())
-    initial = recording["visits"][0]["loss"][:_FIRST_SAMPLES].float().mean().item()
-    return Visits(loss.float(), margin.float(), predicted == given, initial, first)
+    return Visits(
+        loss=in_order(recording, "loss"),
+        margin=in_order(recording, "margin"),
+        is_fitted=in_order(recording, "predicted") == recording["given"],
+        initial_loss=recording["visits"][0]["loss"][:_FIRST_SAMPLES].float().mean().item(),
+        first=_first_judged(recording),
+    )
+
+
+def _first_judged(recording: Recording) -> int | None:
+    errors, rivals = (in_order(recording, name) for name in ("el2n", "rival"))
+    for epoch, rival in enumerate(rivals, 1):
+        chance = wrong_label_chance(errors[:epoch].mean(0), recording["given"], rival)
+        if (chance > 0.5).float().mean() < MOST_NOISE:
+            return epoch
+    return None
 
 
 @dataclass(frozen=True)
