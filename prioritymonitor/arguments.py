@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,26 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .capture.head import is_linear
-from .decision import StopRule
 from .errors import ArgumentTypeError, ArgumentValueError
+from .samples.known_labels import KnownNoise
+from .stopping.rule import StopRule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fields are the arguments of `GradientMonitor`."""
+
+    criterion: nn.Module | Callable[..., Tensor] | None
+    head: nn.Module | None
+    known_noise: KnownNoise | None
+    engine: str | None
+    """None for scope="head"."""
+    every: int
+    stop: StopRule | None
+    keep_best: str | None
+    log_dir: Path | None
+    writer: Any
+    max_tracked: int
 
 
 def check_model_and_optimizer(model: Any, optimizer: Any) -> Optimizer:
@@ -91,20 +111,14 @@ def check_choices(scope: Any, engine: Any, stop: Any, keep_best: Any, max_tracke
         raise ArgumentValueError(f'got keep_best={keep_best!r}; use "averaged", "last" or None')
 
 
-def check_pace(every: Any, budget: Any) -> None:
-    """Raises unless they say which steps to measure."""
+def check_every(every: Any) -> None:
+    """Raises unless it is None or says which steps to measure."""
     if every is None:
-        every = 1
-    if isinstance(every, str) and every != "auto":
-        raise ArgumentValueError(f'got every={every!r}; use "auto" or a whole number')
-    if every != "auto" and (not isinstance(every, int) or isinstance(every, bool)):
-        raise ArgumentTypeError(f'got every={every!r}; pass a whole number or "auto"')
-    if isinstance(every, int) and every < 1:
+        return
+    if not isinstance(every, int) or isinstance(every, bool):
+        raise ArgumentTypeError(f"got every={every!r}; pass a whole number of optimizer steps")
+    if every < 1:
         raise ArgumentValueError(f"got every={every}; it must be at least 1")
-    if not isinstance(budget, (int, float)) or isinstance(budget, bool):
-        raise ArgumentTypeError(f"got budget={budget!r}; pass a share of the time such as 0.02")
-    if not 0 < budget < 1:
-        raise ArgumentValueError(f"got budget={budget}; use a share of the time above 0, below 1")
 
 
 def check_criterion(criterion: Any, loader: Any) -> None:

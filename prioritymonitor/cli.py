@@ -99,7 +99,7 @@ def suspects(
 ) -> None:
     """Print the samples taken as mislabelled as CSV, the likeliest first."""
     from .records import Suspect
-    from .reporting.run_folder import read_suspects
+    from .report.folder import read_suspects
 
     found = [suspect for suspect in read_suspects(run_dir) if suspect.score > min_score]
     table = csv.writer(sys.stdout, lineterminator="\n")

@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from . import arguments
-from .capture.engines import choose
-from .decision import StopRule
+from .arguments import Settings
 from .errors import PriorityMonitorError
-from .noise import KnownNoise, NoisyCallable
+from .gradients.parameters import choose
 from .records import Decision, Suspect
-from .settings import Settings
-from .watch import Watch
+from .run import Watch
+from .samples.known_labels import KnownNoise, NoisyCallable
+from .stopping.rule import StopRule
 
 _EVERY = {"head": 8, "all": 16}
 """Optimizer steps from a measured one to the next, unless the user says."""
@@ -67,11 +67,6 @@ class GradientMonitor:
             `PrivacyEngine`. `"auto"` takes the first that can see the model's layers.
         every: Step statistics are measured in each `every`-th optimizer step, at least 1. Losses
             and margins are kept in every step. None: 8 for the head, 16 for all parameters.
-            `"auto"`: as often as `budget` allows, in each to each 256th step, decided anew at fixed
-            steps and alike on all ranks of a process group.
-        budget: With `every="auto"`, the largest share of wall time that may be spent inside the
-            monitor, in (0, 1); not used otherwise. The time is that of the host: on an accelerator,
-            handing work over and waiting for it.
         stop: When to stop; None: measure only.
         keep_best: Weights to keep for `restore_best()`: `"averaged"`, a running average of the
             weights, `"last"`, the weights as the optimizer left them at the end of the epoch, or
@@ -98,8 +93,7 @@ class GradientMonitor:
         true_labels: Tensor | None = None,
         scope: Literal["head", "all"] = "head",
         engine: Literal["auto", "closed_form", "func", "opacus"] = "auto",
-        every: int | Literal["auto"] | None = None,
-        budget: float = 0.02,
+        every: int | None = None,
         stop: StopRule | None = StopRule(),  # noqa: B008  it is frozen
         keep_best: Literal["averaged", "last"] | None = "averaged",
         log_dir: str | os.PathLike[str] | None = None,
@@ -111,7 +105,7 @@ class GradientMonitor:
         arguments.check_head(model, head)
         arguments.check_criterion(criterion, train_loader)
         arguments.check_choices(scope, engine, stop, keep_best, max_tracked)
-        arguments.check_pace(every, budget)
+        arguments.check_every(every)
         chosen = choose(engine, model) if scope == "all" else None
         arguments.check_output(log_dir, writer)
         dataset = train_loader.dataset if train_loader is not None else None
@@ -130,7 +124,6 @@ class GradientMonitor:
                 known_noise=KnownNoise(flags, labels) if noisy_is_known else None,
                 engine=chosen,
                 every=every if every is not None else _EVERY[scope],
-                budget=float(budget),
                 stop=stop,
                 keep_best=keep_best,
                 log_dir=Path(log_dir) if log_dir is not None else None,

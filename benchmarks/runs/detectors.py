@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from prioritymonitor.path import PriorityPath
+from prioritymonitor.samples.table import PriorityPath
 from runs.folds import Trained
 from runs.record import Recording, in_order
 

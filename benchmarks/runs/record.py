@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from prioritymonitor.averaging import AVERAGED_EPOCHS
+from prioritymonitor.stopping.kept_weights import AVERAGED_EPOCHS
 from runs import signals
 from runs.grid import Setting
 from runs.task import (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prioritymonitor import StopRule
-from prioritymonitor.path import PriorityPath
 from prioritymonitor.records import Batch, Labels
+from prioritymonitor.samples.table import PriorityPath
 from runs.grid import Setting
 from runs.record import Recording
 from runs.rivals import Choice

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from prioritymonitor import Decision, StopRule
-from prioritymonitor.decision import decide
-from prioritymonitor.membership import (
+from prioritymonitor.samples.noisiness import (
     MOST_NOISE,
     TEMPERATURE,
     consistent_noise_rate,
@@ -21,6 +20,7 @@ from prioritymonitor.membership import (
     noisy_weight,
     wrong_label_chance,
 )
+from prioritymonitor.stopping.rule import decide
 from runs.record import Recording, in_order
 
 ONE_NAT = 1.0

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .eager import LayerCall, Uncompiled
+from .graph import leads_to
 from .hooks import Guard, ModuleHook
-from .origin import leads_to
 from .positions import by_position
-from .quiet import hidden_layers
-from .uncompiled import LayerCall, Uncompiled
+from .rerun import hidden_layers
 
 Head = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 

@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint
 from torch._dynamo.eval_frame import skip_code
 
-from ..stopwatch import Stopwatch
+from .stopwatch import Stopwatch
 
 _CHECKPOINTS = torch.utils.checkpoint.__name__
 """Activation checkpointing ends a forward pass that it runs again by an exception of its own, which

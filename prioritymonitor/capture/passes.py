@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..records import Batch
-from .batches import HandedOut, Piece
+from .graph import Origin
 from .head import Layout, Reading
+from .loader.handed_out import HandedOut, Piece
 from .losses.criterion import through_log_softmax
 from .losses.form import Form, class_count, form_of, has_value_per_logit
-from .origin import Origin
 from .positions import Rows, by_position, choose_positions
 
 

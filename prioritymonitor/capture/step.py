@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..gradients.parameters.all_parameters import AllParameters
 from ..records import Batch, Step, Update
-from .all_parameters import AllParameters
-from .batches import HandedOut
+from .graph import Origin, find_origin, leave_mark
 from .head import HeadWatch, Reading, unknown
 from .hooks import Guard, Hook, ModuleHook
-from .loader import LoaderRecorder
+from .loader.handed_out import HandedOut
+from .loader.recorder import LoaderRecorder
 from .observer import Observer, last
-from .origin import Origin, find_origin, leave_mark
 from .parameters import ParameterChanges
 from .passes import Forward, Pass, begin, begin_from, forward_of
-from .undone import ResetWatch
+from .resets import ResetWatch
 
 _MOST_WAITING = 16
 """Micro-batches that wait to be observed together."""

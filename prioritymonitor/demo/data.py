@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ..errors import ArgumentValueError
-from ..noise import corrupt_labels
+from ..samples.known_labels import corrupt_labels
 
 _DIGITS_FOR_TRAINING = 1_300
 _FASHION_FOR_TRAINING = 10_000

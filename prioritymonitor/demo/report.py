@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..reporting.run_folder import HISTORY_FILE, SUSPECTS_FILE
+from ..report.folder import HISTORY_FILE, SUSPECTS_FILE
 from .data import Problem
 from .train import Outcome
 

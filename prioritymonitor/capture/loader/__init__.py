@@ -1,0 +1,1 @@
+"""The train loader: which samples of the data set each batch holds."""

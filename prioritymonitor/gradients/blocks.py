@@ -1,0 +1,66 @@
+"""Pure: group gradients of all parameters, in; products of the groups by block of the model, out.
+
+A block is a top-level child of the model, by the first part of its parameters' names.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..records import GroupGradients, GroupMoments
+
+_WRAPPERS = {"module", "_orig_mod", "_module"}
+"""What stands before the names of a model in a wrapper: of data parallel training, of
+`torch.compile`, of Opacus."""
+
+
+def block_products(
+    gradients: GroupGradients, changes: dict[str, Tensor]
+) -> tuple[tuple[str, ...], Tensor]:
+    """Products of the two groups with each other and with the update, by block.
+
+    Args:
+        gradients: Sums over the samples of the step.
+        changes: What the optimizer did to each parameter.
+
+    Returns:
+        Names of the N blocks, and float64 `[N, 2, 3]`: rows clean and noisy; columns clean, noisy
+        and update.
+    """
+    products: dict[str, list[Tensor]] = {}
+    for name, groups in gradients.sums.items():
+        if name not in changes:
+            continue  # frozen between its backward pass and the step
+        clean, noisy = (group.flatten() for group in groups)
+        change = changes[name].flatten().to(clean.dtype)
+        pairs = (clean, clean), (clean, noisy), (noisy, noisy), (clean, change), (noisy, change)
+        dots = torch.stack([torch.dot(*pair) for pair in pairs])
+        products.setdefault(_block_of(name), []).append(dots)
+    if not products:
+        return (), torch.zeros(0, 2, 3, dtype=torch.float64)
+    summed = torch.stack([torch.stack(parts).double().sum(0) for parts in products.values()])
+    return tuple(products), summed[:, [[0, 1, 3], [1, 2, 4]]]
+
+
+def _block_of(name: str) -> str:
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in _WRAPPERS:
+        del parts[0]
+    return parts[0]
+
+
+def all_moments(gradients: GroupGradients, products: Tensor, count: Tensor) -> GroupMoments:
+    """Moments of the two groups over all blocks.
+
+    Args:
+        gradients: Of the step.
+        products: From `block_products`.
+        count: How many samples count.
+    """
+    weight = gradients.noisy_weight.double()
+    membership = torch.stack((1 - weight, weight), dim=1)
+    own = gradients.square.double().unsqueeze(1)
+    return GroupMoments(
+        sums=products.sum(0)[:, :2], diagonal=membership.T @ (own * membership), count=count
+    )

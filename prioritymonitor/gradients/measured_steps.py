@@ -1,0 +1,195 @@
+"""Measured steps: moments computed on the device, statistics on the host, many steps at once.
+
+Only products of `[B, B]` and smaller run on the device in a step. What becomes of them takes dozens
+of operations on single numbers, so it waits until the host reads the moments of many steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..records import GroupMoments, Labels, SegmentMoments, Step
+from .blocks import all_moments, block_products
+from .groups import (
+    contributions,
+    dense_gradient_products,
+    feature_products,
+    gradient_products,
+    group_moments,
+    joined,
+    segment_moments,
+)
+from .statistics import block_statistics, group_statistics, segment_statistics
+
+MOST_CLASSES = 20
+"""Above this many classes the values per class are left out of the scalars."""
+
+MOST_BLOCKS = 20
+"""Above this many blocks of the model the values per block are left out of the scalars."""
+
+_MOST_WAITING = 64
+"""Measured steps that wait on the device at most, before the host reads them."""
+
+Layout = tuple[tuple[str, torch.Size], ...]
+"""Names and shapes of moments that are laid side by side."""
+
+
+@dataclass(frozen=True)
+class StepScalars:
+    """The scalars of one measured step."""
+
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+class StepMeter:
+    """Measures steps without waiting for the device.
+
+    Args:
+        overhead: Gives the share of wall time spent in the monitor since it was last called.
+    """
+
+    def __init__(self, overhead: Callable[[], float]) -> None:
+        self._overhead = overhead
+        self._waiting: list[tuple[int, float, Tensor, Layout]] = []
+
+    def measure(self, number: int, step: Step, noisy_weight: Tensor, true_label: Tensor) -> None:
+        """Measure a step.
+
+        Args:
+            number: Its number.
+            step: The step, with at least one micro-batch.
+            noisy_weight: How noisy each label is taken to be, over all its micro-batches, `[B]`.
+            true_label: Class of each sample if its label is noisy, `[B]`.
+        """
+        # Autocast would round the products to half precision where the loop runs inside it.
+        with torch.no_grad(), torch.autocast(noisy_weight.device.type, enabled=False):
+            row, layout = _packed(_moments(step, noisy_weight, true_label))
+        self._waiting.append((number, time.time(), row, layout))
+
+    @property
+    def is_full(self) -> bool:
+        """True when the host should read what waits."""
+        return len(self._waiting) >= _MOST_WAITING
+
+    def read(self) -> list[StepScalars]:
+        """All that waits, by one transfer for each run of steps with the same kind of moments."""
+        waiting, self._waiting = self._waiting, []
+        scalars: list[StepScalars] = []
+        for layout, alike in itertools.groupby(waiting, key=lambda entry: entry[3]):
+            numbers, times, rows, _ = zip(*alike, strict=True)
+            moments = _unpacked(torch.stack(rows).cpu().double(), layout)
+            scalars += map(StepScalars, numbers, times, _scalars(moments))
+        if scalars:
+            scalars[-1].values["overhead_fraction"] = self._overhead()
+        return scalars
+
+
+def _moments(step: Step, noisy_weight: Tensor, true_label: Tensor) -> dict[str, Tensor]:
+    """Everything that the statistics need; `_scalars` makes them of it."""
+    batches = step.batches
+    loss = torch.cat([batch.sample_loss for batch in batches])
+    counted = torch.cat([batch.counted for batch in batches])
+    finite = torch.cat([batch.finite for batch in batches]).all()
+    moments = {
+        "loss": loss.sum(),
+        "count": counted.sum().to(loss.dtype),
+        "broken": torch.where(finite, 0.0, torch.nan),
+    }
+    moments |= _head_moments(step, noisy_weight, true_label, counted)
+    return moments | _all_moments(step, counted)
+
+
+def _head_moments(
+    step: Step, noisy_weight: Tensor, true_label: Tensor, counted: Tensor
+) -> dict[str, Tensor]:
+    batches = step.batches
+    features = [batch.features for batch in batches if batch.features is not None]
+    if step.update is None or len(features) < len(batches):
+        return {}
+    residual = joined([batch.residual for batch in batches])
+    rows = joined(features).to(residual.dtype)
+    weight = noisy_weight.to(residual.dtype)
+    has_bias, moments = step.update.bias is not None, {}
+    is_one = all(batch.labels is Labels.ONE for batch in batches)
+    products = feature_products(rows, has_bias) if is_one else None
+    if products is not None:
+        target = torch.cat([batch.target for batch in batches])
+        segment = segment_moments(residual, products, weight, target, true_label)
+        moments = {"segment_sums": segment.sums, "segment_diagonal": segment.diagonal}
+    if not step.is_of_all:
+        if products is not None:
+            gram = gradient_products(residual, products)
+        else:
+            gram = dense_gradient_products(residual, rows, has_bias)
+        group = group_moments(gram, weight, counted)
+        moments |= {"sums": group.sums, "diagonal": group.diagonal}
+        moments["contributions"] = contributions(residual, rows, weight, step.update)
+    return moments
+
+
+def _all_moments(step: Step, counted: Tensor) -> dict[str, Tensor]:
+    if step.gradients is None or step.changes is None:
+        return {}
+    blocks, products = block_products(step.gradients, step.changes)
+    group = all_moments(step.gradients, products, counted.sum())
+    return {
+        "sums": group.sums,
+        "diagonal": group.diagonal,
+        "contributions": -products.sum(0)[:, 2],
+        "coverage": torch.full_like(group.sums[0, 0], step.gradients.coverage),
+        "mixed": torch.full_like(group.sums[0, 0], torch.nan if step.gradients.is_mixed else 0.0),
+        **{f"block/{name}": product[:, :2] for name, product in zip(blocks, products, strict=True)},
+    }
+
+
+def _packed(moments: dict[str, Tensor]) -> tuple[Tensor, Layout]:
+    row = torch.cat([moment.reshape(-1) for moment in moments.values()])
+    return row, tuple((name, moment.shape) for name, moment in moments.items())
+
+
+def _unpacked(rows: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Moments of S steps, `[S, …]` each, from their rows."""
+    parts = rows.split([shape.numel() for _, shape in layout], dim=1)
+    return {
+        name: part.reshape(len(rows), *shape)
+        for (name, shape), part in zip(layout, parts, strict=True)
+    }
+
+
+def _scalars(moments: dict[str, Tensor]) -> list[dict[str, float]]:
+    """Statistics of S steps from their moments, `[S, …]`."""
+    count, broken = moments["count"], moments["broken"]
+    named = {"train_loss": moments["loss"] / count}
+    if "sums" in moments:
+        named |= group_statistics(GroupMoments(moments["sums"], moments["diagonal"], count))
+        if "mixed" in moments:  # rows of one batch say nothing about the population
+            named |= {k: v + moments["mixed"] for k, v in named.items() if "_population" in k}
+        clean, noisy = (moments["contributions"].T / count).unbind(0)
+        named |= {"contribution_clean": clean, "contribution_noisy": noisy}
+    if "segment_sums" in moments:
+        segments = SegmentMoments(moments["segment_sums"], moments["segment_diagonal"])
+        named |= segment_statistics(segments)
+    blocks = {name: value for name, value in moments.items() if name.startswith("block/")}
+    if 1 < len(blocks) <= MOST_BLOCKS:
+        for name, products in blocks.items():
+            named |= block_statistics(products, "/" + name.removeprefix("block/"))
+    columns = {}
+    for name, values in named.items():
+        if values.ndim == 1:
+            columns[name] = values + broken
+        elif values.shape[1] <= MOST_CLASSES:
+            stem = name.replace("_by_class", "")
+            by_class = (values + broken.unsqueeze(1)).unbind(1)
+            columns |= {f"{stem}/{label}": value for label, value in enumerate(by_class)}
+    if "coverage" in moments:
+        columns["coverage"] = moments["coverage"]
+    table = torch.stack(list(columns.values()), dim=1).tolist()
+    return [dict(zip(columns, row, strict=True)) for row in table]

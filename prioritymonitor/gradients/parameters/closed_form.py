@@ -1,0 +1,298 @@
+"""The engine that needs no backward pass of its own: what arrives at each layer says it all.
+
+A forward hook sees what goes into a layer, a tensor hook on what comes out sees the gradient that
+arrives there, and both together give the per-sample gradients of its parameters in factors. One
+product per layer adds up the noisy samples' part; the rest of what the backward pass brought is the
+clean samples'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from ...capture.hooks import Guard
+from ...capture.parameters import GradientTotals
+from ...capture.rerun import is_compiled
+from ...errors import PriorityMonitorError
+from ...records import GroupGradients
+from .broadcasts import SpreadFinder, may_lack_samples, watch
+from .calls import Call, Frame, Trained
+from .engine import TrainedPass
+from .formulas import formula_for
+from .layer_watch import LayerWatch
+from .layouts import Doubts
+from .ledger import Ledger
+from .recompute import recomputed
+from .sums import full_precision
+from .uses import Direct, Use
+
+_NO_SAMPLES = "its output has no samples, and goes through other layers before it is added to them"
+
+
+class ClosedFormEngine:
+    """Hooks on every layer with parameters until `close()`.
+
+    Args:
+        model: The model that the loop calls.
+        optimizer: The optimizer that trains its parameters.
+        is_measured: True while the running step is measured; the same throughout a step.
+        guard: What all hooks of the monitor share.
+        on_problem: Gets a sentence on what can't be measured, once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        is_measured: Callable[[], bool],
+        guard: Guard,
+        on_problem: Callable[[str], None],
+    ) -> None:
+        self._model = model
+        self._guard = guard
+        self._on_problem = on_problem
+        self._mixing = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
+        self._is_mixed = False
+        self._totals = GradientTotals(guard, self._total_arrived)
+        self._ledger = Ledger(self._totals, on_problem)
+        self._frames: list[Frame] = []
+        self._doubts = Doubts(model, self._ledger)
+        self._layers = LayerWatch(
+            model,
+            optimizer,
+            is_measured=is_measured,
+            wants=self._ledger.wants,
+            on_gradient=self._gradient,
+            guard=guard,
+        )
+
+    # Forward pass
+
+    def forward_done(self, output: Any, samples: int) -> Frame:
+        """See `Engine.forward_done`.
+
+        Raises:
+            PriorityMonitorError: The model was compiled after the monitor was made.
+        """
+        frame = self._layers.end_pass(samples)
+        self._totals.forward_done()
+        if not frame.uses and is_compiled(self._model):
+            raise PriorityMonitorError(
+                "the model was compiled after the monitor was made, and its layers can't be seen "
+                'any more; use engine="func", or compile the model first'
+            )
+        self._follow_spreads(frame, output)
+        if not self._mixing:
+            self._doubts.note(frame)
+        frame.forget_calls()
+        return frame
+
+    def _follow_spreads(self, frame: Frame, output: Any) -> None:
+        """Find out where tensors without samples are spread over the samples."""
+        formed = [call for call in frame.calls if formula_for(call.module) is not None]
+        # With a single sample, everything is that sample's.
+        loose = [
+            c for c in formed if frame.samples > 1 and may_lack_samples(c.shape, frame.samples)
+        ]
+        known = {name for call in formed for name in call.names.values()}
+        raw = {
+            n: p
+            for n, p in self._layers.parameters.items()
+            if n not in known and self._ledger.wants(n)
+        }
+        if not loose and not raw:
+            return
+        outputs = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
+        finder = SpreadFinder(outputs)
+        for call in loose:
+            spreads = finder.spreads(call.node, tuple(call.shape), frame.samples)
+            if spreads is not None:
+                call.is_spread = True
+                finish = functools.partial(self._finish_spread, call)
+                watch(spreads, finish, self._guard)
+            elif finder.lacks_samples(call.node, tuple(call.shape), frame.samples):
+                self._ledger.leave_out(call.names.values(), _NO_SAMPLES)
+        for name, parameter in raw.items():
+            spreads = finder.spreads(finder.leaf(parameter), tuple(parameter.shape), frame.samples)
+            if spreads is not None:
+                add = functools.partial(self._add_rows, frame, name)
+                watch(spreads, add, self._guard)
+                for call in frame.calls:
+                    call.names = {k: n for k, n in call.names.items() if n != name}
+
+    def _finish_spread(self, call: Call, rows: Tensor) -> None:
+        with _plain_arithmetic(rows):
+            self._finish(call, [rows])
+
+    def _add_rows(self, frame: Frame, name: str, rows: Tensor) -> None:
+        with _plain_arithmetic(rows):
+            self._add(frame, name, [Direct(full_precision(rows))])
+
+    # Backward pass
+
+    def backward_began(self, trained: TrainedPass) -> None:
+        """See `Engine.backward_began`."""
+        frame = trained.seen
+        if not isinstance(frame, Frame):
+            return
+        frame.noisy_weight, frame.strength = trained.noisy_weight, trained.strength
+        if not self._totals.expect(self._layers.parameters, trained.strength):
+            self._ledger.has_totals = False
+        self._ledger.meddled = {n for n, p in self._layers.parameters.items() if p._backward_hooks}
+        self._frames.append(frame)
+        self._layers.running = frame
+        weights = torch.stack((trained.noisy_weight, 1 - trained.noisy_weight))
+        if frame.doubts:
+            weights = torch.cat((weights, self._doubts.look_into(trained).unsqueeze(0)))
+        frame.weights = weights / frame.strength
+        with _plain_arithmetic(weights):
+            for call in frame.early:
+                self._finish(call, call.gradients)
+
+    def _gradient(self, call: Call, place: int, gradient: Tensor | None) -> None:
+        if call.is_spread:
+            return
+        call.gradients[place] = gradient  # None for one of several outputs that no one used
+        call.missing -= 1
+        if call.missing:
+            if call not in call.frame.unfinished:
+                call.frame.unfinished.append(call)
+        elif call.frame.strength is None:
+            call.frame.early.append(call)
+        else:
+            with _plain_arithmetic(call.frame.strength):
+                self._finish(call, call.gradients)
+
+    def _total_arrived(self, name: str) -> None:
+        for frame in self._frames:
+            ready = [call for call in frame.unfinished if name in call.names.values()]
+            if not ready and name not in frame.parts:
+                continue
+            with _plain_arithmetic(self._totals.totals[name]):
+                for call in ready:
+                    frame.unfinished.remove(call)
+                    self._finish(call, call.gradients)
+                if name in frame.parts:
+                    self._add(frame, name, frame.parts.pop(name))
+
+    def _finish(self, call: Call, gradients: list[Tensor | None]) -> None:
+        """Add up what a call whose gradients are all there brings."""
+        names = {local: name for local, name in call.names.items() if self._ledger.wants(name)}
+        call.gradients = [None] * len(call.gradients)  # the call lives as long as the graph
+        if not names:
+            return
+        try:
+            uses = self._uses(call, call.kept.take(), gradients, names)
+        except Exception as error:  # one layer's failure must not take the others with it
+            if type(error).__module__ == torch.utils.checkpoint.__name__:
+                raise
+            self._ledger.leave_out(names.values(), _reason(call.module, error))
+            return
+        for local, name in names.items():
+            if local not in uses:
+                continue
+            if call.frame.uses[name] > 1:
+                call.frame.parts.setdefault(name, []).append(uses[local])
+            else:
+                self._add(call.frame, name, [uses[local]], is_early=call in call.frame.early)
+
+    def _uses(
+        self, call: Call, kept: Any, gradients: list[Tensor | None], names: dict[str, str]
+    ) -> dict[str, Use]:
+        args, kwargs = kept
+        if kwargs or not all(isinstance(argument, Tensor) for argument in args):
+            args, kwargs = pytree.tree_map_only(Tensor, full_precision, kept)
+        else:
+            args = tuple(map(full_precision, args))
+        samples = call.frame.samples
+        if call.is_spread:
+            args, kwargs = pytree.tree_map_only(
+                Tensor, lambda x: x.unsqueeze(0).expand(samples, *x.shape), (args, kwargs)
+            )
+        trained = Trained(
+            call.module,
+            args,
+            kwargs,
+            [None if gradient is None else full_precision(gradient) for gradient in gradients],
+            samples,
+            batch_dim=call.batch_dim,
+            begun=call.begun,
+            is_training=call.is_training,
+        )
+        formula = formula_for(call.module)
+        return formula(trained) if formula is not None else recomputed(trained, list(names))
+
+    def _add(self, frame: Frame, name: str, uses: list[Use], *, is_early: bool = False) -> None:
+        if frame.noisy_weight is None:
+            self._ledger.leave_out([name], "its gradient came before that of the logits")
+            return
+        try:
+            self._ledger.add(frame, name, uses, is_early=is_early)
+        except Exception as error:
+            self._ledger.leave_out([name], f"{type(error).__name__}: {error}")
+
+    # Optimizer step
+
+    def step_begins(self) -> None:
+        """Everything was added up in the backward passes; what is left is to settle doubts."""
+        self._doubts.settle(self._layers.parameters)
+
+    def collect(self) -> GroupGradients | None:
+        """See `Engine.collect`."""
+        with torch.no_grad():
+            gradients = self._ledger.collect(self._frames, self._layers.parameters)
+        self._start_anew()
+        return gradients if gradients is None else self._marked(gradients)
+
+    def _marked(self, gradients: GroupGradients) -> GroupGradients:
+        """With a mark if samples were mixed, which is said once."""
+        mixing = [n for n, m in self._mixing.items() if m.training or m.running_mean is None]
+        if not mixing:
+            return gradients
+        if not self._is_mixed:
+            self._is_mixed = True
+            self._on_problem(
+                f"BatchNorm in training mode mixes the samples of a batch ({', '.join(mixing[:8])}"
+                f"{', …' * (len(mixing) > 8)}): statistics of all parameters take each sample's "
+                "row of the batch gradient, and those of the population are left out"
+            )
+        return replace(gradients, is_mixed=True)
+
+    def discard(self) -> None:
+        """See `Engine.discard`."""
+        self._totals.clear()
+        self._ledger.clear()
+        self._doubts.forget()
+        self._frames = []
+
+    def _start_anew(self) -> None:
+        self.discard()
+        self._layers.start_anew()
+
+    def close(self) -> None:
+        """Take every hook off again."""
+        self._layers.close()
+        self._start_anew()
+
+
+def _reason(module: nn.Module, error: Exception) -> str:
+    detail = f": {error}" if str(error) else ""
+    return f"{type(module).__name__} can't be followed ({type(error).__name__}{detail})"
+
+
+@contextlib.contextmanager
+def _plain_arithmetic(tensor: Tensor) -> Iterator[None]:
+    """Neither autograd nor autocast takes part, wherever the loop calls `backward()`."""
+    with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        yield

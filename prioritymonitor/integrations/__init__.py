@@ -1,0 +1,1 @@
+"""One file for each trainer, free of arithmetic, made of public names only."""

@@ -1,0 +1,1 @@
+"""What is known of each sample: its past, how noisy its label is, and what the user told us."""

@@ -1,0 +1,118 @@
+"""Known noise, for experiments: which labels are wrong, and how to make some wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentTypeError, ArgumentValueError
+from ..records import Batch, Labels
+
+NoisyCallable = Callable[[Any, Tensor, Tensor | None], Tensor]
+"""`noisy(inputs, targets, index) -> bool [B]`."""
+
+
+def corrupt_labels(
+    targets: Tensor,
+    rate: float,
+    kind: str = "symmetric",
+    generator: torch.Generator | None = None,
+    num_classes: int | None = None,
+) -> Tensor:
+    """Replace a share of the labels by wrong ones.
+
+    Args:
+        targets: Class labels, int64 `[n]`.
+        rate: Share of the labels to replace, in [0, 1]; exactly `round(rate * n)` are.
+        kind: `"symmetric"`: by any other class with equal chance. `"pair"`: by the next class.
+        generator: Source of randomness; None: torch's own.
+        num_classes: Number of classes; None: the largest label plus one.
+
+    Returns:
+        A new tensor `[n]`; `result != targets` are the wrong labels.
+
+    Raises:
+        ArgumentTypeError: `targets` are no integer labels.
+        ArgumentValueError: `rate`, `kind` or `num_classes` cannot be used.
+
+    Example:
+        >>> clean = torch.arange(10).repeat(10)
+        >>> int((corrupt_labels(clean, 0.4) != clean).sum())
+        40
+    """
+    targets = torch.as_tensor(targets)
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim != 1:
+        raise ArgumentTypeError(
+            f"got targets of type {targets.dtype} and shape {list(targets.shape)}; "
+            "pass integer class labels of shape [n]"
+        )
+    if not 0 <= rate <= 1:
+        raise ArgumentValueError(f"got rate={rate}; it is a share, from 0 to 1")
+    classes = num_classes if num_classes is not None else int(targets.max()) + 1
+    if classes < 2 or classes <= int(targets.max()):
+        raise ArgumentValueError(
+            f"got num_classes={classes} with a largest label of {int(targets.max())}; "
+            "labels run from 0 to num_classes − 1, and at least two classes are needed"
+        )
+    chosen = torch.randperm(len(targets), generator=generator)[: round(rate * len(targets))]
+    if kind == "symmetric":
+        shift = torch.randint(1, classes, (len(chosen),), generator=generator)
+    elif kind == "pair":
+        shift = torch.ones(len(chosen), dtype=torch.int64)
+    else:
+        raise ArgumentValueError(f'got kind={kind!r}; use "symmetric" or "pair"')
+    corrupted = targets.clone()
+    corrupted[chosen] = ((targets[chosen] + shift) % classes).to(targets.dtype)
+    return corrupted
+
+
+class KnownNoise:
+    """Tells which samples of a batch are noisy.
+
+    Args:
+        noisy: One flag per sample of the data set, bool `[n]`, or a function of the batch.
+        true_labels: The true class of each sample, int64 `[n]`; makes `noisy` unnecessary.
+    """
+
+    def __init__(self, noisy: Tensor | NoisyCallable | None, true_labels: Tensor | None) -> None:
+        self._noisy = noisy
+        self._true_labels = true_labels
+
+    @property
+    def needs_inputs(self) -> bool:
+        """True for a function of the batch, which is asked for one micro-batch at a time."""
+        return self._noisy is not None and not isinstance(self._noisy, Tensor)
+
+    def is_noisy(self, batch: Batch) -> Tensor:
+        """Float `[B]`, 1 for a noisy label; NaN where the sample is not known."""
+        if self._noisy is None:
+            if batch.labels is not Labels.ONE:
+                raise ArgumentValueError(
+                    f"got true_labels, one class per sample, and targets that are "
+                    f"{batch.labels.value}; pass noisy=, one flag per sample"
+                )
+            return (batch.target != self.true_label(batch)).to(batch.margin.dtype)
+        if isinstance(self._noisy, Tensor):
+            if batch.index is None:
+                return torch.full_like(batch.margin, torch.nan)
+            self._noisy = self._noisy.to(batch.index.device)
+            flags = self._noisy[batch.index.clamp(min=0)].to(batch.margin.dtype)
+            return torch.where(batch.index < 0, torch.nan, flags)
+        flags = torch.as_tensor(self._noisy(batch.inputs, batch.target, batch.index))
+        if flags.shape != batch.target.shape or flags.dtype != torch.bool:
+            raise ArgumentTypeError(
+                f"noisy(inputs, targets, index) gave {flags.dtype} of shape {list(flags.shape)}; "
+                f"it must give one bool per sample, shape {list(batch.target.shape)}"
+            )
+        return flags.to(batch.margin.device, batch.margin.dtype)
+
+    def true_label(self, batch: Batch) -> Tensor:
+        """Class of each sample if its label is wrong: the true one, else the predicted one."""
+        if self._true_labels is None or batch.index is None:
+            return batch.rival
+        self._true_labels = self._true_labels.to(batch.index.device)
+        true_label = self._true_labels[batch.index.clamp(min=0)]
+        return torch.where(batch.index < 0, batch.rival, true_label)

@@ -1,0 +1,1 @@
+"""When to stop, and the weights of the right moment."""

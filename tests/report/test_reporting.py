@@ -1,0 +1,205 @@
+"""What is written: TensorBoard events read back, the log, the run folder."""
+
+import json
+import logging
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from prioritymonitor import GradientMonitor, StopRule
+from prioritymonitor.report.folder import read_suspects
+from tests.support.cases import make_data, make_loader, mlp
+
+STEP_TAGS = {
+    "dominance_ratio",
+    "group_cosine",
+    "noise_share",
+    "contribution_clean",
+    "contribution_noisy",
+    "coherence",
+    "dominance_ratio_population",
+    "noise_share_population",
+    "segment_ratio",
+}
+EPOCH_TAGS = {"epoch", "priority", "noise_rate", "train_loss", "clean_loss", "noisy_loss", "stop"}
+
+
+def train(epochs, patience=7, **options):
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loader = make_loader(make_data(torch.float32), batch_size=10, shuffle=True)
+    rule = StopRule(patience=patience)
+    monitor = GradientMonitor(model, optimizer, loader, every=2, stop=rule, **options)
+    for _ in range(epochs):
+        for x, y, _ in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        if monitor.should_stop:
+            break
+    return monitor
+
+
+def read(folder):
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def test_scalars_of_steps_and_epochs_share_one_step_axis(tmp_path):
+    train(3, log_dir=tmp_path).close()
+    events = read(tmp_path)
+    tags = {tag.removeprefix("prioritymonitor/") for tag in events.Tags()["scalars"]}
+    assert tags >= STEP_TAGS | EPOCH_TAGS
+    assert all(tag.startswith("prioritymonitor/") for tag in events.Tags()["scalars"])
+    steps = [event.step for event in events.Scalars("prioritymonitor/coherence")]
+    assert steps == list(range(1, 19, 2))
+    assert [e.step for e in events.Scalars("prioritymonitor/priority")] == [6, 12, 18]
+    assert [e.value for e in events.Scalars("prioritymonitor/epoch")] == [1, 2, 3]
+
+
+def test_a_report_is_one_event(tmp_path):
+    train(1, log_dir=tmp_path).close()
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    reports = [e for e in EventFileLoader(str(file)).Load() if e.HasField("summary")]
+    by_step = [event for event in reports if event.step == 1]
+    assert len(by_step) == 1
+    assert len(by_step[0].summary.value) > 8
+
+
+def test_values_read_back_are_those_of_history_and_latest(tmp_path):
+    monitor = train(3, log_dir=tmp_path)
+    latest, history = monitor.latest, monitor.history()
+    monitor.close()
+    events = read(tmp_path)
+    last = events.Scalars("prioritymonitor/noise_share")[-1].value
+    assert last == pytest.approx(latest["noise_share"], rel=1e-6)
+    losses = [event.value for event in events.Scalars("prioritymonitor/clean_loss")]
+    assert losses == pytest.approx([record["clean_loss"] for record in history], rel=1e-6)
+
+
+def test_the_stop_is_a_text_and_a_marker_on_disk_without_close(tmp_path):
+    monitor = train(60, patience=1, log_dir=tmp_path)
+    assert monitor.should_stop
+    events = read(tmp_path)
+    assert events.Scalars("prioritymonitor/stop")[-1].value == 1
+    (text,) = events.Tensors("prioritymonitor/decision/text_summary")
+    assert "noisy labels took over" in text.tensor_proto.string_val[0].decode()
+    assert (tmp_path / "suspects.csv").is_file()
+    monitor.close()
+
+
+def test_without_a_place_to_write_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(2).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_of_the_users_own_is_used_and_left_open(tmp_path):
+    writer = SummaryWriter(str(tmp_path))
+    train(2, writer=writer).close()
+    writer.add_scalar("mine", 1.0, 1)
+    writer.close()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+    assert {"mine", "prioritymonitor/priority"} <= set(read(tmp_path).Tags()["scalars"])
+
+
+def test_any_object_with_add_scalar_will_do():
+    class Table:
+        def __init__(self):
+            self.rows = []
+
+        def add_scalar(self, tag, value, step):
+            self.rows.append((tag, value, step))
+
+    table = Table()
+    train(2, writer=table).close()
+    assert ("prioritymonitor/epoch", 1.0, 6) in table.rows
+
+
+def test_events_are_on_disk_after_a_script_that_never_closes(tmp_path):
+    script = f"""
+        import torch, torch.nn.functional as F
+        from prioritymonitor import GradientMonitor
+        from tests.support.cases import make_data, make_loader, mlp
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loader = make_loader(make_data(torch.float32), batch_size=10)
+        monitor = GradientMonitor(model, optimizer, loader, log_dir={str(tmp_path)!r}, every=1)
+        for _ in range(2):
+            for x, y, _ in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        for x, y, _ in loader:
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            break
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    events = read(tmp_path)
+    assert len(events.Scalars("prioritymonitor/coherence")) == 13
+    assert len(events.Scalars("prioritymonitor/priority")) == 2
+    assert len(read_suspects(tmp_path)) == 60
+
+
+def test_the_run_folder_holds_suspects_and_history(tmp_path):
+    monitor = train(3, log_dir=tmp_path)
+    suspects, history = monitor.suspects(), monitor.history()
+    monitor.close()
+    assert [s.index for s in read_suspects(tmp_path)] == [s.index for s in suspects]
+    assert json.loads((tmp_path / "history.json").read_text()) == history
+
+
+def test_one_info_line_per_epoch(caplog):
+    caplog.set_level(logging.INFO, logger="prioritymonitor")
+    train(3).close()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3
+    assert all(line.startswith(f"epoch {number} ") for number, line in enumerate(lines, 1))
+    assert "clean priority" in lines[0]
+    assert "noise rate" in lines[0]
+
+
+def test_resuming_hides_what_the_interrupted_run_wrote_later(tmp_path):
+    monitor = train(2, log_dir=tmp_path)
+    state = monitor.state_dict()
+    monitor.close()
+    train(4, log_dir=tmp_path / "later").close()
+    time.sleep(1.1)  # TensorBoard orders the files of a run by the second in their names
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loader = make_loader(make_data(torch.float32), batch_size=10, shuffle=True)
+    resumed = GradientMonitor(model, optimizer, loader, log_dir=tmp_path / "later", every=2)
+    resumed.load_state_dict(state)
+    for x, y, _ in loader:
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    resumed.close()
+    steps = [event.step for event in read(tmp_path / "later").Scalars("prioritymonitor/priority")]
+    assert steps == [6, 12, 18]
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_the_overhead_is_written_with_each_report(every, tmp_path):
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loader = make_loader(make_data(torch.float32), batch_size=10)
+    with GradientMonitor(model, optimizer, loader, every=every, log_dir=tmp_path):
+        for _ in range(6):
+            for x, y, _ in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    written = [event.value for event in events.Scalars("prioritymonitor/overhead_fraction")]
+    assert len(written) >= 4  # a report per epoch in which a step was measured
+    assert all(0 < value <= 1 for value in written)
