@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+import os
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from .capture.head import is_linear
 from .errors import ArgumentTypeError, ArgumentValueError
 from .samples.known_labels import KnownNoise
-from .stopping.rule import StopRule
+from .stopping.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Settings:
     engine: str | None
     """None for scope="head"."""
     every: int
-    stop: StopRule | None
+    rule: Rule
     keep_best: str | None
+    class_names: tuple[str, ...] | None
     log_dir: Path | None
     writer: Any
-    max_tracked: int
+    max_tracked: int | None
 
 
 def check_model_and_optimizer(model: Any, optimizer: Any) -> Optimizer:
@@ -89,7 +91,7 @@ def check_loader(loader: Any) -> None:
         )
 
 
-def check_choices(scope: Any, engine: Any, stop: Any, keep_best: Any, max_tracked: Any) -> None:
+def check_choices(scope: Any, engine: Any, stop: Any, keep_best: Any) -> None:
     """Raises unless every option has a value that exists."""
     if scope not in ("head", "all"):
         raise ArgumentValueError(f'got scope={scope!r}; use "head" or "all"')
@@ -101,24 +103,43 @@ def check_choices(scope: Any, engine: Any, stop: Any, keep_best: Any, max_tracke
         raise ArgumentValueError(
             f'got engine={engine!r} and scope="head", which needs none; use scope="all"'
         )
-    if not isinstance(max_tracked, int) or isinstance(max_tracked, bool):
-        raise ArgumentTypeError(f"got max_tracked={max_tracked!r}; pass a whole number")
-    if max_tracked < 1:
-        raise ArgumentValueError(f"got max_tracked={max_tracked}; it must be at least 1")
-    if stop is not None and not isinstance(stop, StopRule):
-        raise ArgumentTypeError(f"got stop of type {_name(stop)}; pass a StopRule, or None")
+    if stop is not None and (not callable(stop) or isinstance(stop, type)):
+        raise ArgumentTypeError(
+            f"got stop={stop!r}; pass a StopRule(), a function of the history that returns a "
+            "Decision, or None"
+        )
     if keep_best not in ("averaged", "last", None):
         raise ArgumentValueError(f'got keep_best={keep_best!r}; use "averaged", "last" or None')
 
 
-def check_every(every: Any) -> None:
-    """Raises unless it is None or says which steps to measure."""
-    if every is None:
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises unless it is None or a whole number that is not too small."""
+    if value is None:
         return
-    if not isinstance(every, int) or isinstance(every, bool):
-        raise ArgumentTypeError(f"got every={every!r}; pass a whole number of optimizer steps")
-    if every < 1:
-        raise ArgumentValueError(f"got every={every}; it must be at least 1")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ArgumentTypeError(f"got {name}={value!r}; pass a whole number, or None")
+    if value < least:
+        raise ArgumentValueError(f"got {name}={value}; it must be at least {least}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raises unless it is a number in [0, 1]."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ArgumentTypeError(f"got {name}={value!r}; pass a number")
+    if not 0 <= value <= 1:
+        raise ArgumentValueError(f"got {name}={value}; it lies between 0 and 1")
+
+
+def check_class_names(names: Any) -> tuple[str, ...] | None:
+    """The names of the classes; raises unless they are strings."""
+    if names is None:
+        return None
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ArgumentTypeError(f"got class_names={names!r}; pass a list of strings, one per class")
+    found = tuple(names)
+    if not all(isinstance(name, str) for name in found):
+        raise ArgumentTypeError(f"got class_names={names!r}; pass a list of strings, one per class")
+    return found
 
 
 def check_criterion(criterion: Any, loader: Any) -> None:
@@ -139,6 +160,10 @@ def check_criterion(criterion: Any, loader: Any) -> None:
 
 def check_output(log_dir: Any, writer: Any) -> None:
     """Raises unless there is at most one place to write to, and it can be written to."""
+    if log_dir is not None and not isinstance(log_dir, (str, os.PathLike)):
+        raise ArgumentTypeError(f"got log_dir of type {_name(log_dir)}; pass a path")
+    if log_dir == "":
+        raise ArgumentValueError('got log_dir=""; name a folder, or pass None to write nothing')
     if log_dir is not None and writer is not None:
         raise ArgumentValueError("got log_dir and writer; pass one of them")
     if writer is not None and not callable(getattr(writer, "add_scalar", None)):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -17,9 +19,10 @@ from .arguments import Settings
 from .errors import PriorityMonitorError
 from .gradients.parameters import choose
 from .records import Decision, Suspect
-from .run import Watch
+from .run import Run
 from .samples.known_labels import KnownNoise, NoisyCallable
-from .stopping.rule import StopRule
+from .samples.table import COLUMN_NAMES
+from .stopping.rule import Rule, StopRule, measure_only
 
 _EVERY = {"head": 8, "all": 16}
 """Optimizer steps from a measured one to the next, unless the user says."""
@@ -67,13 +70,18 @@ class GradientMonitor:
             `PrivacyEngine`. `"auto"` takes the first that can see the model's layers.
         every: Step statistics are measured in each `every`-th optimizer step, at least 1. Losses
             and margins are kept in every step. None: 8 for the head, 16 for all parameters.
-        stop: When to stop; None: measure only.
+        stop: When to stop: a `StopRule`, or any function of the list that `history()` gives which
+            returns a `Decision`. None: measure only.
         keep_best: Weights to keep for `restore_best()`: `"averaged"`, a running average of the
             weights, `"last"`, the weights as the optimizer left them at the end of the epoch, or
             None.
-        log_dir: Folder for TensorBoard events, suspects and history; None: nothing is written.
+        class_names: Names of the classes, in their order; they go into the run folder.
+        log_dir: Folder of the run: TensorBoard events, its epochs, samples and suspects, written
+            while the run goes on. None: nothing is written. A folder of another run is left alone,
+            and a number added to the name.
         writer: A `SummaryWriter` of yours to write to instead of `log_dir`.
-        max_tracked: Larger data sets are followed by a fixed random subset of this many samples.
+        max_tracked: Larger data sets are followed by a fixed random subset of this many samples;
+            None: every sample is followed, whatever memory it takes.
 
     Raises:
         ArgumentTypeError: An argument is of a type that cannot be used.
@@ -94,18 +102,20 @@ class GradientMonitor:
         scope: Literal["head", "all"] = "head",
         engine: Literal["auto", "closed_form", "func", "opacus"] = "auto",
         every: int | None = None,
-        stop: StopRule | None = StopRule(),  # noqa: B008  it is frozen
+        stop: Rule | None = StopRule(),  # noqa: B008  it is frozen
         keep_best: Literal["averaged", "last"] | None = "averaged",
+        class_names: Sequence[str] | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         writer: Any = None,
-        max_tracked: int = 1_000_000,
+        max_tracked: int | None = None,
     ) -> None:
         optimizer = arguments.check_model_and_optimizer(model, optimizer)
         arguments.check_loader(train_loader)
         arguments.check_head(model, head)
         arguments.check_criterion(criterion, train_loader)
-        arguments.check_choices(scope, engine, stop, keep_best, max_tracked)
-        arguments.check_every(every)
+        arguments.check_choices(scope, engine, stop, keep_best)
+        arguments.check_count("every", every)
+        arguments.check_count("max_tracked", max_tracked)
         chosen = choose(engine, model) if scope == "all" else None
         arguments.check_output(log_dir, writer)
         dataset = train_loader.dataset if train_loader is not None else None
@@ -114,7 +124,7 @@ class GradientMonitor:
         noisy_is_known = flags is not None or labels is not None
 
         self._model_name = type(model).__name__
-        self._watch = Watch(
+        self._run = Run(
             model,
             optimizer,
             train_loader,
@@ -124,16 +134,17 @@ class GradientMonitor:
                 known_noise=KnownNoise(flags, labels) if noisy_is_known else None,
                 engine=chosen,
                 every=every if every is not None else _EVERY[scope],
-                stop=stop,
+                rule=stop if stop is not None else measure_only,
                 keep_best=keep_best,
+                class_names=arguments.check_class_names(class_names),
                 log_dir=Path(log_dir) if log_dir is not None else None,
                 writer=writer,
                 max_tracked=max_tracked,
             ),
         )
         # Runs when nobody refers to the monitor any more, and at the exit of the process. The hooks
-        # refer to the watch only, so a notebook cell that is run again lets go of the old monitor.
-        self._closer = weakref.finalize(self, _close, self._watch, os.getpid())
+        # refer to the run only, so a notebook cell that is run again lets go of the old monitor.
+        self._closer = weakref.finalize(self, _close, self._run, os.getpid())
 
     @property
     def should_stop(self) -> bool:
@@ -142,52 +153,82 @@ class GradientMonitor:
 
     @property
     def decision(self) -> Decision:
-        """The latest advice with its reason."""
-        self._watch.settle_epoch()
-        return self._watch.decision
+        """The latest advice with its reason.
+
+        Read by the thread that trains, in a single process, it ends an epoch whose last batch was
+        used; so does `should_stop`. No other reading changes anything, from any thread.
+        """
+        self._run.settle()
+        return self._run.decision
 
     @property
     def best_epoch(self) -> int | None:
         """The epoch whose weights `restore_best()` would give now; None before the first."""
-        wanted, keeper = self.decision.best_epoch, self._watch.keeper
-        return wanted if keeper is None else keeper.epoch
+        return self._run.decision.best_epoch
 
     @property
     def noise_rate(self) -> float:
         """Estimated share of noisy labels among the samples seen, in [0, 1]; NaN before epoch 1."""
-        self._watch.settle_epoch()
-        return self._watch.path.noise_rate if self._watch.path is not None else float("nan")
+        table = self._run.table
+        return table.noise_rate if table is not None else float("nan")
 
     @property
     def latest(self) -> dict[str, float]:
         """Statistics of the last measured step by tag, without prefix; empty before the first."""
-        self._watch.report_steps()
-        return dict(self._watch.latest)
+        return self._run.meter.peek()
 
     def history(self) -> list[dict[str, Any]]:
         """One record per completed epoch, the first one first.
 
         Returns:
-            Plain dicts with the keys `epoch`, `step`, `priority`, `noise_rate`, `train_loss`,
-            `clean_loss`, `noisy_loss`, `epochs_since_peak`, `best_epoch` and `stop`. Without
-            sample identities, and after the stop: `epoch` and `step` only.
+            Plain dicts, with the same keys in every epoch: `epoch`, `step`, `time` (seconds since
+            1970), `train_loss`, `clean_loss`, `noisy_loss`, `initial_loss`, `noise_rate`,
+            `priority`, `agreement`, `prediction_changes`, `validation`, `best_epoch`, `stop`,
+            `reason` (the name of a `StopReason`). None where a value is not known.
         """
-        self._watch.settle_epoch()
-        return self._watch.history()
+        return [dict(record) for record in self._run.records]
 
-    def suspects(self, k: int | None = None) -> list[Suspect]:
-        """The training samples, those most likely mislabelled first.
+    def suspects(self, k: int | None = None, min_score: float = 0.5) -> list[Suspect]:
+        """The training samples whose labels are taken to be wrong, the likeliest first.
 
         Args:
-            k: How many; None: all that were visited. Those with a score above 0.5 are taken to be
-                mislabelled.
+            k: How many at most, at least 0; None: all.
+            min_score: Only scores above this, in [0, 1]; with 0 all samples that were visited.
 
         Returns:
-            Tuples `(index, score, given_label, predicted_label)`; the index is the position in
+            Tuples `(index, score, given_label, predicted_label)`; the index is the place in
             `train_loader.dataset`. Empty before the first epoch is complete.
+
+        Raises:
+            ArgumentTypeError: `k` is no whole number, or `min_score` no number.
+            ArgumentValueError: One of them is out of its range.
+
+        Example:
+            >>> wrong = {suspect.index for suspect in monitor.suspects()}  # doctest: +SKIP
         """
-        self._watch.settle_epoch()
-        return self._watch.path.suspects(k) if self._watch.path is not None else []
+        arguments.check_count("k", k, least=0)
+        arguments.check_share("min_score", min_score)
+        return self._run.suspects(k, min_score)
+
+    def samples(self) -> dict[str, NDArray[Any]]:
+        """Everything known of each sample, as of the last completed epoch.
+
+        Returns:
+            Columns by name, one entry for each sample followed, in the order of the data set:
+            `index`, `visits`, `given_label`, `predicted_label`, `loss`, `mean_margin` in [−1, 1],
+            `mean_error` in [0, √2], `score` in [0, 1], `vote`; −1 or NaN where unknown. Empty
+            without sample identities. `pd.DataFrame(monitor.samples())` works.
+        """
+        table = self._run.table
+        return table.columns() if table is not None else {n: np.empty(0) for n in COLUMN_NAMES}
+
+    def end_epoch(self) -> None:
+        """Close the epoch that is under way; once more does nothing.
+
+        For trainers, and for loops that never run to the end of `train_loader`. A plain loop over
+        the loader needs no such call.
+        """
+        self._run.end_epoch()
 
     def restore_best(self) -> int | None:
         """Put the weights of the best epoch into the model, buffers included.
@@ -196,46 +237,41 @@ class GradientMonitor:
             The epoch they are from; None, and the model unchanged, if no epoch was completed.
 
         Raises:
-            PriorityMonitorError: The monitor was made with `keep_best=None`.
+            PriorityMonitorError: The monitor was made with `keep_best=None`, or the model has other
+                layers than it had; it is left as it was.
         """
-        keeper = self._watch.keeper
-        if self._watch.settings.keep_best is None:
+        if self._run.settings.keep_best is None:
             raise PriorityMonitorError(
                 'got restore_best() with keep_best=None, which keeps no weights; use "averaged"'
             )
-        epoch = self.best_epoch
-        if keeper is None or epoch is None:
-            self._watch.log.once(
-                "restore_best() left the weights as they are: no epoch over train_loader was "
-                "completed"
-            )
-            return None
-        keeper.restore()
-        return epoch
+        return self._run.restore_best()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and plain types.
 
         `torch.load(..., weights_only=True)` reads it. Its size is that of the history of the
-        samples and of the kept weights.
+        samples and of the kept weights. What was measured so far is brought to the disk.
         """
-        return self._watch.state_dict()
+        return self._run.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run: the same decisions follow as without the interruption.
 
         Raises:
-            ArgumentValueError: The state is from a run with other settings of `train_loader` or
-                `keep_best`, or on a data set of another size.
+            ArgumentValueError: The state is damaged, from a run with other settings of
+                `train_loader` or `keep_best`, or on a data set of another size; the monitor is left
+                as it was.
         """
-        self._watch.load_state_dict(state)
+        self._run.load_state_dict(state)
 
     def close(self) -> None:
         """Take every hook off, write what is left, leave model, optimizer and loader as found.
 
-        What was measured can still be read, and `restore_best()` works.
+        What was measured can still be read, and `restore_best()` works. If it was interrupted, call
+        it again.
         """
-        self._closer()
+        _close(self._run, os.getpid())
+        self._closer.detach()
 
     def __enter__(self) -> GradientMonitor:
         return self
@@ -244,20 +280,19 @@ class GradientMonitor:
         self.close()
 
     def __repr__(self) -> str:
-        capture, everything = self._watch.capture, self._watch.all_parameters
-        scope = 'scope="head"'
-        if everything is not None:
-            engine = self._watch.settings.engine
-            scope = f'scope="all", engine={engine!r}, coverage={everything.coverage:.3f}'
+        run = self._run
+        scope = f"scope={'all' if run.attached.scope.is_of_all else 'head'!r}"
+        if run.settings.engine is not None:
+            scope += f", engine={run.settings.engine!r}"
         return (
-            f"GradientMonitor({self._model_name}, head={capture.head_watch.head}, "
-            f"{scope}, every={self._watch.settings.every}, steps={capture.steps}, "
-            f"epochs={self._watch.epoch}, {self.decision.message!r})"
+            f"GradientMonitor({self._model_name}, head={run.capture.head_finder.head}, {scope}, "
+            f"every={run.settings.every}, steps={run.capture.steps}, epochs={run.epoch}, "
+            f"{run.decision.message!r})"
         )
 
 
-def _close(watch: Watch, process: int) -> None:
+def _close(run: Run, process: int) -> None:
     # A forked worker of a loader has copies of everything, and must neither write to our files nor
     # wait for threads that it has not.
     if os.getpid() == process:
-        watch.close()
+        run.close()

@@ -1,23 +1,36 @@
-"""The records that the stages hand to one another.
+"""The records that the rooms exchange.
 
-Stages meet only here: capture makes a `Batch` per micro-batch and a `Step` per optimizer step,
-attribution turns them into `GroupMoments` and `SegmentMoments`, the decision is a `Decision`.
+Capture makes an `Observation` of passes that were trained on and a `Step` of each optimizer step;
+gradients makes moments of it; stopping makes a `Decision`.
 
-Letters in shapes: B samples of a micro-batch, C classes, D features of the head, n samples of the
-data set. Where the logits are dense, P positions of each sample are measured: pixels or tokens.
-Gradients of a sample are those of its own loss before reduction, never divided by B.
+Letters in shapes: B samples of a micro-batch, K micro-batches, C classes, D features of the head,
+n samples of the data set. Where the logits are dense, P positions of each sample are measured:
+pixels or tokens. Gradients of a sample are those of its own loss before reduction, never divided
+by B. What a record holds by sample is joined over micro-batches and over ranks; sums are added up;
+nothing else is ever combined.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Record = dict[str, Any]
+"""What is known of an epoch at its end; the keys are `RECORD_KEYS`."""
+
+RECORD_KEYS = (
+    *("epoch", "step", "time", "train_loss", "clean_loss", "noisy_loss", "initial_loss"),
+    *("noise_rate", "priority", "agreement", "prediction_changes", "validation"),
+    *("best_epoch", "stop", "reason"),
+)
+"""The same in every epoch of every run; None where a value is not known."""
 
 
-class Labels(Enum):
+class TargetKind(Enum):
     """What the targets of a sample are."""
 
     ONE = "one class"
@@ -26,49 +39,89 @@ class Labels(Enum):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Samples whose logits have received their gradient, so they are part of an update.
+class Visits:
+    """What passes found of their samples before the update; B counts those of all K micro-batches.
 
-    One micro-batch, or K micro-batches of one shape one after the other; B counts all samples.
+    Only samples whose logits have received their gradient, so that they are part of an update.
     """
 
-    target: Tensor
-    """Given label of each sample, int64 `[B]`; −1 for a sample without a single one."""
-    residual: Tensor
-    """`d l_i / d z_i`, `[B, C]`, or `[B, P, C]` for dense logits; zero where the loss ignores."""
+    given_label: Tensor
+    """Label in the data, int64 `[B]`; −1 for a sample without a single one."""
     sample_loss: Tensor
     """Loss of each sample before reduction, `[B]`."""
     margin: Tensor
-    """`p_y − max_{k≠y} p_k` before the update, in [−1, 1], `[B]`; the mean over several labels, NaN
-    where there are no classes."""
+    """`p_y − max_{k≠y} p_k`, in [−1, 1], `[B]`; the mean over several labels, NaN where there are
+    no classes."""
     error: Tensor
-    """Norm `||p − y||` of the error in the probabilities before the update, in [0, √2], `[B]`; the
-    mean over several labels, NaN where there are no classes."""
+    """Norm `||p − y||` of the error in the probabilities, in [0, √2], `[B]`; the mean over several
+    labels, NaN where there are no classes."""
     rival: Tensor
     """Most probable class other than the given label, int64 `[B]`; −1 where the label is −1."""
     counted: Tensor
     """False where the loss ignores the sample or its numbers are not finite, bool `[B]`."""
+    targets: TargetKind
+    """The same in all visits of a run."""
+    index: Tensor | None = None
+    """Place of each sample in the data set, int64 `[B]`; −1 or None where it is not known."""
+    inputs: Any = None
+    """First argument of the model's forward pass, for a `noisy` callable; None for K > 1."""
+
+    def flat(self) -> Visits:
+        """The same with `[K, R]` turned into `[K · R]`."""
+        own = {name: value.flatten() for name, value in self._tensors()}
+        return replace(self, **own)
+
+    def last(self, samples: int) -> Visits:
+        """Those of the last so many samples."""
+        own = {name: value[len(value) - samples :] for name, value in self._tensors()}
+        return replace(self, **own)
+
+    def _tensors(self) -> list[tuple[str, Any]]:
+        names = [one.name for one in fields(self) if one.name not in ("targets", "inputs")]
+        return [(n, value) for n in names if (value := getattr(self, n)) is not None]
+
+
+@dataclass(frozen=True)
+class PassHealth:
+    """What may be wrong with K passes."""
+
     finite: Tensor
     """False if any logit or any gradient of a logit is NaN or infinite, bool `[K]`."""
     in_range: Tensor
     """False if a label is none of the classes, bool `[K]`."""
-    misfit: Tensor
+    unexplained: Tensor
     """Share of the logits' gradient that the recognised loss does not explain, in [0, 1], `[K]`."""
-    strength: Tensor
-    """`s` of `d loss / d z_i = s · d l_i / d z_i`, `[K]`: what reduction, gradient accumulation and
-    mixed precision make of a sample's own gradient, over all its positions, measured or not."""
-    labels: Labels
-    """What the targets are; the same for all batches of a run."""
-    features: Tensor | None
-    """Input of the head, `[B, D]` or `[B, P, D]`; None where the head is not measured."""
-    index: Tensor | None
-    """Position of each sample in the data set, int64 `[B]`; None where it is not known."""
-    inputs: Any = None
-    """First argument of the model's forward pass, for a `noisy` callable; None for K > 1."""
+
+    def last(self, passes: int) -> PassHealth:
+        """That of the last so many passes."""
+        first = len(self.finite) - passes
+        return PassHealth(self.finite[first:], self.in_range[first:], self.unexplained[first:])
 
 
 @dataclass(frozen=True)
-class Update:
+class HeadGradients:
+    """What the samples' gradients at the head are made of: `g_i = r_i ⊗ [h_i, 1]`."""
+
+    residual: Tensor
+    """`d l_i / d z_i`, `[B, C]`, or `[B, P, C]` for dense logits; zero where the loss ignores."""
+    strength: Tensor
+    """`s` of `d loss / d z_i = s · d l_i / d z_i`, `[K]`: what reduction, gradient accumulation and
+    mixed precision make of a sample's own gradient, over all its positions, measured or not."""
+    features: Tensor | None = None
+    """Input of the head, `[B, D]` or `[B, P, D]`; None where the head is not measured."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """K micro-batches of one shape that were trained on, one after the other."""
+
+    visits: Visits
+    health: PassHealth
+    head: HeadGradients
+
+
+@dataclass(frozen=True)
+class HeadUpdate:
     """What one optimizer step did to the head: parameters after minus parameters before."""
 
     weight: Tensor
@@ -79,15 +132,13 @@ class Update:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step with the micro-batches whose gradients it used."""
+    """One optimizer step with the micro-batches whose gradients it used, if it is measured."""
 
-    batches: tuple[Batch, ...]
-    update: Update | None
+    observations: tuple[Observation, ...]
+    head_update: HeadUpdate | None
     """None where no head is measured."""
-    gradients: GroupGradients | None = None
-    """Of all parameters; None where only the head is measured."""
-    changes: dict[str, Tensor] | None = None
-    """What the step did to each parameter in `gradients`."""
+    parameters: GroupGradients | None = None
+    """Of all parameters; None where only the head is measured, or the step could not be."""
     is_of_all: bool = False
     """True where all parameters are to be measured, so that the head does not stand for them."""
 
@@ -109,6 +160,8 @@ class GroupGradients:
     """`w_i`, `[B]`."""
     coverage: float
     """Share of the trainable parameters that is measured, in [0, 1]."""
+    changes: dict[str, Tensor] = field(default_factory=dict)
+    """What the optimizer step did to each parameter; empty before it."""
     is_mixed: bool = False
     """True where a layer mixes the samples, as BatchNorm does in training: `g_i` is then the row of
     sample i in the gradient of the batch, and rows of one batch are not independent."""
@@ -140,6 +193,35 @@ class SegmentMoments:
     """Sum of the squared norms of the single gradients, `[..., 2, C]`."""
 
 
+@dataclass(frozen=True)
+class EpochOfSamples:
+    """What an epoch did to the samples that are followed, on the host; what witnesses look at."""
+
+    decrease: Tensor
+    """By how much the loss of each sample went down, `[n]`; NaN where the epoch made no visit."""
+    noisy_part: Tensor
+    """Part of it that counts as the noisy labels' gain, in [0, 1], `[n]`."""
+    samples_seen: int
+    """How many samples were visited so far."""
+    relabelled: int
+    """How many visits showed another label than an earlier visit of the same sample."""
+
+
+class Phase(Enum):
+    """Where a run stands. What is known stays readable in each of them."""
+
+    NOT_BEGUN = "no optimizer step was made yet"
+    MEASURING = "samples are followed, or steps alone where samples have no identity"
+    STOPPED = "the stop has been advised; measuring goes on"
+    IDENTITY_LOST = "samples are followed no more; steps are measured"
+    FAILED = "measuring is off"
+    CLOSED = "all hooks are off"
+
+
+MOST_NOISE = 0.9
+"""Noise rate above which labels look wrong because little has been learnt yet."""
+
+
 class StopReason(Enum):
     """Why the monitor says stop, or why it does not."""
 
@@ -150,6 +232,7 @@ class StopReason(Enum):
     NO_RULE = "measuring only, stop=None"
     NO_IDENTITY = "samples have no identity, so what was memorised cannot be seen"
     FAILED = "measuring is off after a failure"
+    RULE_FAILED = "the rule passed as stop= failed"
 
 
 @dataclass(frozen=True)
@@ -160,7 +243,7 @@ class Decision:
         stop: True once training should end.
         reason: Why, as a fixed set of values.
         epoch: The epoch (counted from 1) at whose end this was decided; 0 before the first.
-        best_epoch: The epoch whose kept weights are the ones to use; None before the first.
+        best_epoch: The epoch whose weights `restore_best()` gives; None before the first.
         message: The same in a sentence.
     """
 

@@ -1,8 +1,16 @@
-"""A watch over one training run: what the hooks report goes through the stages, one way."""
+"""One training run: puts the rooms together, and is the sole owner of its epoch and its phase.
+
+Data flows one way: capture shows visits of samples and measured steps; the table of samples and the
+gradients make numbers of them; at an epoch's end the witnesses and the rule make a decision, which
+says whose weights are kept, and the report writes it down.
+"""
 
 from __future__ import annotations
 
 import logging
+import secrets
+import threading
+import time
 from typing import Any
 
 import torch
@@ -10,30 +18,48 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from . import ranks
 from .arguments import Settings
+from .attached import Attached
 from .capture.health import Health
 from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
 from .capture.step import StepCapture
-from .errors import ArgumentValueError
+from .errors import contained, may_pass
 from .gradients.measured_steps import StepMeter
-from .gradients.parameters import ENGINES
-from .gradients.parameters.all_parameters import AllParameters
-from .records import Batch, Decision, Labels, Step, StopReason
+from .judge import Judge
+from .records import (
+    RECORD_KEYS,
+    Decision,
+    Observation,
+    Phase,
+    Record,
+    Step,
+    StopReason,
+    Suspect,
+    TargetKind,
+)
 from .report.sinks import Reports
 from .samples.grouping import Grouping
-from .samples.table import PriorityPath
+from .samples.table import SampleTable
+from .state import load_state, state_of
 from .stopping.kept_weights import WeightKeeper
-from .stopping.rule import StopRule
-
-_STATE_VERSION = 2
 
 _MOST_RELABELLED = 0.01
 """Share of samples that may show another label than before, until their identity is doubted."""
 
+_MUCH_MEMORY = 2**30
+"""Bytes of the table of samples from which on it is said what it takes."""
 
-class Watch:
-    """Attached to model, optimizer and loader from its making until `close()`."""
+_NOTHING_YET = Decision(False, StopReason.TOO_EARLY, 0, None, "no epoch has been completed yet")
+
+
+class Run:
+    """Attached to model, optimizer and loader from its making until `close()`.
+
+    It has an attribute for each room that it puts together, and those of its epoch and phase.
+    Whatever changes them holds the lock of the guard; what others read is replaced as a whole.
+    """
 
     def __init__(
         self,
@@ -43,261 +69,313 @@ class Watch:
         settings: Settings,
     ) -> None:
         self.settings = settings
-        self.latest: dict[str, float] = {}
-        self.records: list[dict[str, Any]] = []
+        self.id = secrets.token_hex(8)
+        self.phase = Phase.NOT_BEGUN
+        self.decision = _NOTHING_YET
         self.epoch = 0
+        self.records: tuple[Record, ...] = ()
         self.reports = Reports(settings.log_dir, settings.writer)
         self.log = self.reports.log
-        self._grouping = Grouping(settings.known_noise)
+        self.guard = Guard(self._failed)
+        self.meter = StepMeter(self.guard.stopwatch.share)
+        self.table: SampleTable | None = None
         self.keeper: WeightKeeper | None = None
-        guard = Guard(self._failed)
-        self._meter = StepMeter(guard.stopwatch.share)
-        self._lost_identity = False
-        self._has_classes = True
-        self._steps_untraced = 0
-        self._failure: str | None = None
-        self._expected_steps = 100.0
-        self._recorder: LoaderRecorder | None = None
+        self.judge: Judge | None = None
+        self.attached = Attached(self.guard)
+        self.expected_steps = 100.0
+        """Optimizer steps of an epoch, by the last one."""
+        self.resumes_as = Phase.NOT_BEGUN
+        """The phase before it was closed."""
+        self._measures_steps = True
+        self._training_thread = threading.get_ident()
+        self._steps_at_end = 0
+        try:
+            self._attach(model, optimizer, loader)
+        except BaseException:
+            self.attached.detach()
+            raise
+
+    # Attached and taken off
+
+    def _attach(self, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
+        settings = self.settings
         if loader is not None:
-            self._recorder = LoaderRecorder(loader, self._end_epoch, guard)
-            self._follow_samples(model, loader, self._recorder)
+            self._follow_samples(model, self.attached.to_loader(loader, self._end_epoch))
+        self._grouping = Grouping(settings.known_noise, self.table)
         self._health = Health(
             has_criterion=settings.criterion is not None,
             has_named_head=settings.head is not None,
-            has_identity=self.path is not None,
+            has_identity=self.table is not None,
         )
-        self.all_parameters = self._follow_parameters(model, optimizer, guard)
-        self.capture = StepCapture(
+        self.attached.to_training(
             model,
             optimizer,
-            settings.criterion,
-            settings.head,
-            recorder=self._recorder,
-            is_measured=self.is_measured,
-            all_parameters=self.all_parameters,
-            one_by_one=settings.known_noise is not None and settings.known_noise.needs_inputs,
-            on_batch=self._batch_trained,
-            on_step=self._step_made,
-            guard=guard,
-        )
-
-    def _follow_parameters(
-        self, model: nn.Module, optimizer: Optimizer, guard: Guard
-    ) -> AllParameters | None:
-        if self.settings.engine is None:
-            return None
-        return AllParameters(
-            model,
-            optimizer,
-            ENGINES[self.settings.engine],
-            is_measured=lambda: self.is_measured(self.capture.steps),
+            settings,
+            is_measured=self._is_measured,
             noisy_weight=self._grouping.noisy_weight,
-            guard=guard,
+            on_observation=self._observed,
+            on_step=self._step_made,
             on_problem=self.log.once,
         )
 
-    @property
-    def path(self) -> PriorityPath | None:
-        """The past of the samples; None where they have no identity."""
-        return self._grouping.path
-
-    def _follow_samples(
-        self, model: nn.Module, loader: DataLoader[Any], recorder: LoaderRecorder
-    ) -> None:
-        size = recorder.dataset_size
+    def _follow_samples(self, model: nn.Module, recorder: LoaderRecorder) -> None:
+        size, settings = recorder.dataset_size, self.settings
         if size is None:
-            self.log.once(
-                f"the samples of train_loader have no identity, {recorder.no_identity}: "
-                "steps are measured, there are no suspects and no stop"
-            )
+            message = f"samples have no identity, {recorder.no_identity}: no suspects and no stop"
+            self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
             return
-        self._expected_steps = float(max(len(loader), 1))
-        averaged = self.settings.keep_best == "averaged"
-        rule = self.settings.stop or StopRule()
-        lag = rule.average_lag if averaged else 0
-        self._grouping.path = PriorityPath(size, self.settings.max_tracked, self.settings.stop, lag)
-        if self.settings.keep_best is not None:
-            self.keeper = WeightKeeper(model, averaged)
+        self.expected_steps = float(recorder.batches or self.expected_steps)
+        self.table = SampleTable(size, settings.max_tracked)
+        memory = self.table.history.bytes_per_sample * self.table.history.size
+        if memory > _MUCH_MEMORY:
+            self.log.once(
+                f"following {self.table.history.size} samples takes {memory / 2**30:.1f} GiB; "
+                "max_tracked= follows a random subset instead"
+            )
+        if settings.keep_best is not None:
+            self.keeper = WeightKeeper(model, settings.keep_best == "averaged")
+        self.judge = Judge(self.table, settings.rule, self.keeper, self.log.once)
+
+    def close(self) -> None:
+        """Leave model, optimizer and loader as found, and write what is left.
+
+        If it is interrupted, it can be called again.
+        """
+        with self.guard.lock:
+            if self.phase is Phase.CLOSED:
+                return
+            with contained(self._failed):
+                self._settle()
+                self.capture.observe()
+            self.attached.detach()
+            self.report_steps()
+            self._write_folder()
+            self.reports.close()
+            self.resumes_as, self.phase = self.phase, Phase.CLOSED
 
     @property
-    def decision(self) -> Decision:
-        """The latest advice; a stop stays, whatever happens after."""
-        path = self.path.decision if self.path is not None else None
-        if path is not None and (path.stop or self._failure is None):
-            return path
-        best = path.best_epoch if path is not None else self.epoch or None
-        if self._failure is not None:
-            return Decision(False, StopReason.FAILED, self.epoch, best, self._failure)
-        reason = StopReason.NO_IDENTITY if self._has_classes else StopReason.NO_CLASSES
-        return Decision(False, reason, self.epoch, best, f"{reason.value}: no stop")
+    def capture(self) -> StepCapture:
+        """Follows passes and steps."""
+        return self.attached.capture
 
-    # Batches and steps
+    @property
+    def recorder(self) -> LoaderRecorder | None:
+        """Follows the batches of the train loader; None without one."""
+        return self.attached.recorder
 
-    def is_measured(self, steps: int) -> bool:
+    # Passes and steps
+
+    def _is_measured(self, steps: int) -> bool:
         """Whether the optimizer step that so many others came before is measured."""
-        return steps % self.settings.every == 0
+        return self._measures_steps and steps % self.settings.every == 0
 
-    def _batch_trained(self, batch: Batch) -> None:
-        self.log.once(*self._health.add(batch))
-        if batch.labels is Labels.NUMBERS and self._has_classes:
-            self._has_classes, self._grouping.path = False, None
-            self.log.once(f"{StopReason.NO_CLASSES.value}: there are no suspects and no stop")
-        if batch.index is not None:
-            self._steps_untraced = 0
-        self._grouping.record(batch)
+    @property
+    def follows_samples(self) -> bool:
+        """Whether samples can be told apart."""
+        return self.table is not None and self.phase is not Phase.IDENTITY_LOST
+
+    def _observed(self, observation: Observation) -> None:
+        self.log.once(*self._health.add(observation))
+        visits, recorder = observation.visits, self.recorder
+        if visits.targets is TargetKind.NUMBERS:
+            self._forget_samples(StopReason.NO_CLASSES, "")
+        elif recorder is not None and recorder.no_identity is not None:
+            self._forget_samples(StopReason.NO_IDENTITY, recorder.no_identity)
+        self._grouping.record(visits)
 
     def _step_made(self, step: Step) -> None:
-        self._steps_untraced += 1
-        if step.batches:
-            self.log.once(*self._health.add_first_step(step.batches[0]))
-            weight = torch.cat([self._grouping.noisy_weight(batch) for batch in step.batches])
-            true_label = torch.cat([self._grouping.true_label(batch) for batch in step.batches])
-            self._meter.measure(self.capture.steps, step, weight, true_label)
+        self._training_thread = threading.get_ident()
+        if self.phase is Phase.NOT_BEGUN:
+            self.phase = Phase.MEASURING
+        if step.observations:
+            with contained(self._statistics_failed):
+                self._measure(step)
         if self.keeper is not None:
-            self.keeper.update(self._expected_steps)
-        if self.path is not None and self._steps_untraced == 2 * int(self._expected_steps) + 16:
-            self.log.once(
-                f"{self._steps_untraced} optimizer steps used no batch of train_loader; pass the "
-                "loader that the loop iterates over, and the model that it calls; one in a larger "
-                "compiled function is not seen, so compile it by itself: torch.compile(model)"
-            )
-        if self._meter.is_full:
+            with contained(self._keeping_failed):
+                self.keeper.update(self.expected_steps)
+        self.log.once(*self._health.add_step(self.expected_steps))
+        if self.meter.is_full:
             self.report_steps()
 
+    def _measure(self, step: Step) -> None:
+        self.log.once(*self._health.add_first_step(step.observations[0]))
+        visits = [one.visits for one in step.observations]
+        weight = torch.cat([self._grouping.noisy_weight(some) for some in visits])
+        true_label = torch.cat([self._grouping.true_label(some) for some in visits])
+        self.meter.measure(self.capture.steps, step, weight, true_label)
+
     def report_steps(self) -> None:
-        """Read what was measured since the last report, and write it."""
-        for report in self._meter.read():
-            self.latest = report.values
-            self.reports.step(report.values, report.step, report.time)
+        """Write what was measured since the last report."""
+        with contained(self._statistics_failed):
+            for report in self.meter.read():
+                self.reports.step(report.values, report.step, report.time)
 
     # Epochs
 
-    def settle_epoch(self) -> None:
-        """End an epoch whose last batch was trained on."""
-        if self._recorder is not None and self._failure is None:
-            self._recorder.settle()
+    def settle(self) -> None:
+        """End an epoch whose last batch was used, where the caller is the one who trains.
+
+        Other threads close nothing, nor does one rank of several: they would not do it at the same
+        time.
+        """
+        if threading.get_ident() == self._training_thread and ranks.is_alone():
+            with self.guard.lock:
+                self._settle()
+
+    def _settle(self) -> None:
+        if self.recorder is not None and self.phase is not Phase.FAILED:
+            self.recorder.settle()
+
+    def end_epoch(self) -> None:
+        """End the epoch that is under way, if one is."""
+        with self.guard.lock, contained(self._failed):
+            if self.recorder is not None:
+                self.recorder.end_epoch()
+            elif self.capture.steps > self._steps_at_end:
+                self._end_epoch()
 
     def _end_epoch(self) -> None:
-        if self._failure is not None:
+        if self.phase in (Phase.FAILED, Phase.CLOSED):
             return
         self.capture.observe()
         self.report_steps()
-        self.epoch += 1
-        self.log.once(*self._health.end_epoch(self.epoch))
-        if self._recorder is not None and self._recorder.no_identity is not None:
-            self._lose_identity(self._recorder.no_identity)
-        record: dict[str, Any] = {"epoch": self.epoch, "step": self.capture.steps}
+        self.log.once(*self._health.end_epoch(self.epoch + 1))
+        record = dict.fromkeys(RECORD_KEYS)
+        record |= {"epoch": self.epoch + 1, "step": self.capture.steps, "time": time.time()}
         if self.keeper is not None:
-            self._expected_steps = max(self.keeper.end_epoch(), 1)
-        stopped_before = self.decision.stop
-        if self.path is not None and not stopped_before:
-            scalars, relabelled = self.path.end_epoch()
-            record |= scalars
-            if relabelled > _MOST_RELABELLED * self.path.history.size:
-                self._lose_identity(
-                    f"{relabelled} of them showed another label than before; something between "
-                    "train_loader and the model changes the order of batches or their labels"
-                )
-        if self.keeper is not None and self.decision.best_epoch == self.epoch:
-            self.keeper.keep(self.epoch)
-        self.records.append(record)
-        self.reports.epoch(record, self.decision)
-        if self.decision.stop and not stopped_before:
+            self.expected_steps = max(self.keeper.end_epoch(), 1)
+        had_stopped, decision = self.decision.stop, self._judge(record)
+        record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}
+        record["reason"] = decision.reason.name
+        # Nothing that has failed before this line leaves a part of an epoch behind.
+        self.epoch, self._steps_at_end = self.epoch + 1, self.capture.steps
+        self.decision, self.records = decision, (*self.records, record)
+        self.reports.epoch(record, decision)
+        if decision.stop and not had_stopped:
             self._stopped()
 
+    def _judge(self, record: Record) -> Decision:
+        if not self.follows_samples:
+            return self.decision
+        assert self.table is not None
+        assert self.judge is not None
+        epoch = self.table.end_epoch()
+        if epoch.relabelled > _MOST_RELABELLED * self.table.history.size:
+            self._forget_samples(
+                StopReason.NO_IDENTITY,
+                f"{epoch.relabelled} of them showed another label than before; something between "
+                "train_loader and the model changes the order of batches or their labels",
+            )
+            return self.decision
+        return self.judge.end_epoch(epoch, record, self.records, self.decision)
+
     def _stopped(self) -> None:
-        decision = self.decision
+        self.phase = Phase.STOPPED
         if self.keeper is not None:
             self.keeper.freeze()
-        self.reports.stop(decision, self.capture.steps)
-        self.write_folder()
+        self.reports.stop(self.decision, self.capture.steps)
+        self._write_folder()
 
-    def _lose_identity(self, reason: str) -> None:
-        if self.path is not None:
-            self.log.once(f"samples have no identity, {reason}: no suspects, no stop from here on")
-            self._grouping.path, self._lost_identity = None, True
+    # What goes wrong
 
-    # Failures and the end
+    def _forget_samples(self, reason: StopReason, why: str) -> None:
+        """Samples can't be told apart, or not any more."""
+        if self.phase is Phase.IDENTITY_LOST:
+            return
+        self._health.has_identity = False
+        self._grouping.forget_samples()
+        message = reason.value if not why else f"samples have no identity, {why}"
+        self._enter(Phase.IDENTITY_LOST, reason, f"{message}: no suspects and no stop from here on")
+
+    def _enter(self, phase: Phase, reason: StopReason, message: str) -> None:
+        """Go over to another phase; a stop stays a stop."""
+        self.phase = phase
+        if not self.decision.stop:
+            self.decision = Decision(False, reason, self.epoch, self.decision.best_epoch, message)
+        self.log.once(message)
 
     def _failed(self, error: Exception) -> None:
-        if self._failure is not None:
+        """Following samples has failed, and so has everything that needs it."""
+        if may_pass(error):
+            self.log.once(f"some visits of samples are lost: {_text(error)}")
             return
-        self._failure = (
-            f"measuring is off after step {self.capture.steps}, training goes on: "
-            f"{type(error).__name__}: {error}"
-        )
-        self.log.once(self._failure)
+        if self.phase in (Phase.FAILED, Phase.CLOSED):
+            return
+        message = f"measuring is off after step {self.capture.steps}, training goes on: "
+        self._enter(Phase.FAILED, StopReason.FAILED, message + _text(error))
         logging.getLogger("prioritymonitor").debug("the cause", exc_info=error)
         self.capture.turn_off()
         self.reports.flush()
 
-    def write_folder(self) -> None:
-        """Write suspects and history to the run folder."""
-        if self.path is not None:
-            self.reports.folder(self.path.suspects(None), self.history())
+    def _statistics_failed(self, error: Exception) -> None:
+        self._measures_steps = may_pass(error)
+        what = "a step was not measured" if may_pass(error) else "statistics of steps are off"
+        self.log.once(f"{what}, losses, suspects and the stop go on: {_text(error)}")
 
-    def history(self) -> list[dict[str, Any]]:
-        """The records of the epochs."""
-        return [dict(record) for record in self.records]
+    def _keeping_failed(self, error: Exception) -> None:
+        self.log.once(f"weights could not be averaged, measuring goes on: {_text(error)}")
 
-    def close(self) -> None:
-        """Leave model, optimizer and loader as found, and write what is left."""
-        self.settle_epoch()
-        self.capture.observe()
-        self.capture.close()
-        if self._recorder is not None:
-            self._recorder.close()
-        self.report_steps()
-        self.write_folder()
-        self.reports.close()
+    # Readings and state
 
-    # State
+    def suspects(self, k: int | None, min_score: float) -> list[Suspect]:
+        """The suspects; none where samples were never followed."""
+        return self.table.suspects(k, min_score) if self.table is not None else []
+
+    def restore_best(self) -> int | None:
+        """Put the kept weights into the model; the epoch they are from, or None without any."""
+        with self.guard.lock:
+            with contained(self._failed):
+                self._settle()
+            if self.keeper is None or self.keeper.epoch is None:
+                self.log.once(
+                    "restore_best() left the weights as they are: no epoch over train_loader was "
+                    "completed"
+                )
+                return None
+            self.keeper.restore()
+            return self.keeper.epoch
+
+    def _write_folder(self) -> None:
+        if self.table is not None:
+            self.reports.folder(self.table.suspects(None, 0.0), self.records)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""
-        self.settle_epoch()
-        self.capture.observe()
-        self.report_steps()
-        return {
-            "version": _STATE_VERSION,
-            "steps": self.capture.steps,
-            "epoch": self.epoch,
-            "epoch_is_open": self._recorder is not None and self._recorder.is_open,
-            "has_classes": self._has_classes,
-            "lost_identity": self._lost_identity,
-            "expected_steps": self._expected_steps,
-            "latest": dict(self.latest),
-            "records": self.history(),
-            "path": self.path.state_dict() if self.path is not None else None,
-            "keeper": self.keeper.state_dict() if self.keeper is not None else None,
-        }
+        with self.guard.lock:
+            with contained(self._failed):
+                self._settle()
+                self.capture.observe()
+            self.report_steps()
+            self.reports.flush()
+            return state_of(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`."""
-        version = state.get("version")
-        if version != _STATE_VERSION:
-            raise ArgumentValueError(
-                f"got a state of version {version}, and this is {_STATE_VERSION}; resume with the "
-                "prioritymonitor that saved it, or start anew"
-            )
-        if state["lost_identity"] or not state["has_classes"]:
-            self._grouping.path = None
-            self._lost_identity, self._has_classes = state["lost_identity"], state["has_classes"]
-        for name, part in (("path", self.path), ("keeper", self.keeper)):
-            if (part is None) != (state[name] is None):
-                raise ArgumentValueError(
-                    f"got a state {'without' if state[name] is None else 'with'} {name!r}; make "
-                    "the monitor with the same train_loader and keep_best as the one that saved it"
-                )
-        if self.path is not None:
-            self.path.load_state_dict(state["path"])
-        if self.keeper is not None:
-            self.keeper.load_state_dict(state["keeper"])
-        self.capture.steps = state["steps"]
-        self.epoch = state["epoch"]
-        if self._recorder is not None:
-            self._recorder.resume(state["epoch_is_open"])
-        self._expected_steps = state["expected_steps"]
-        self.latest = dict(state["latest"])
-        self.records = [dict(record) for record in state["records"]]
-        self.reports.resume_at(self.capture.steps)
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from a `state_dict`; all of it or nothing.
+
+        Raises:
+            ArgumentValueError: It is of another run, or damaged; nothing has changed then.
+        """
+        with self.guard.lock:
+            load_state(self, state)
+            self.reports.resume_at(self.capture.steps)
+
+    def resume(self, phase: Phase, steps: int, *, epoch_is_open: bool) -> None:
+        """Go on where another run was.
+
+        Args:
+            phase: Its phase.
+            steps: Optimizer steps that it had made.
+            epoch_is_open: Whether it was in the middle of an epoch.
+        """
+        self.phase = phase
+        self.capture.steps = self._steps_at_end = steps
+        if self.recorder is not None:
+            self.recorder.resume(epoch_is_open)
+        if phase is Phase.IDENTITY_LOST:
+            self._grouping.forget_samples()
+        if phase is Phase.FAILED:
+            self.capture.turn_off()
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ LAYERS = [
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments"},
-    {"run"},
+    {"attached", "judge", "run", "state"},
     {"monitor"},
     {"__init__"},
     {"integrations", "cli", "demo"},

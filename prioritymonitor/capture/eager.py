@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .hooks import Guard, ModuleHook
-from .rerun import RandomState, has_own_graph, is_autocast, quiet, unchanged_randomness, unwrapped
+from .private import has_own_graph
+from .rerun import RandomState, is_autocast, quiet, unchanged_randomness, unwrapped
 
 
 class LayerCall(NamedTuple):
@@ -28,7 +29,7 @@ class SecondRun(NamedTuple):
     calls: list[LayerCall]
 
 
-class Uncompiled:
+class EagerRerun:
     """A model that may be compiled, now or later; compiled layers call no hooks.
 
     Args:
@@ -41,7 +42,7 @@ class Uncompiled:
         self._modules = list(model.modules())
         self._begun: RandomState | None = None
         hook = ModuleHook(self._pass_begins, guard)
-        self._handle = model.register_forward_pre_hook(hook)
+        guard.attach(model.register_forward_pre_hook, hook)
 
     def _pass_begins(self, model: nn.Module, args: Any) -> None:
         is_followed = torch.is_grad_enabled() and any(map(has_own_graph, self._modules))
@@ -80,10 +81,6 @@ class Uncompiled:
         except Exception:  # some models can't be run twice; their head is not measured then
             return None
         return SecondRun(output, calls)
-
-    def close(self) -> None:
-        """Take the hook off."""
-        self._handle.remove()
 
 
 def _device(model: nn.Module) -> torch.device:

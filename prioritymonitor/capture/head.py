@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .eager import LayerCall, Uncompiled
+from .eager import EagerRerun, LayerCall
 from .graph import leads_to
-from .hooks import Guard, ModuleHook
+from .hooks import Guard, Handle, ModuleHook
 from .positions import by_position
 from .rerun import hidden_layers
 
@@ -31,18 +31,18 @@ class Layout(NamedTuple):
     """True if it takes the log-softmax, so that they are log-probabilities."""
 
 
-class Reading(NamedTuple):
+class Logits(NamedTuple):
     """What a forward pass of the model gave."""
 
-    logits: Tensor
+    tensor: Tensor
     layout: Layout
     features: Tensor | None
     """Input of the head, `[B · N, D]` or `[B, N, D]`; None where it can't be told."""
 
 
-def unknown(logits: Tensor) -> Reading:
+def unknown(logits: Tensor) -> Logits:
     """Logits that reached a criterion, of which it is not known how the model made them."""
-    return Reading(logits, Layout(1 if logits.ndim > 2 else -1, False), None)
+    return Logits(logits, Layout(1 if logits.ndim > 2 else -1, False), None)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -70,7 +70,7 @@ def logits_in(output: Any) -> list[Tensor]:
     return sorted(outputs, key=lambda item: item.ndim < 2)
 
 
-class HeadWatch:
+class HeadFinder:
     """Finds the head on the first forward pass and keeps the features of each pass.
 
     Args:
@@ -83,19 +83,20 @@ class HeadWatch:
     def __init__(self, model: nn.Module, head: nn.Module | None, guard: Guard) -> None:
         self.head: Head | None = None
         self.searching = True
-        self.position = 0
-        """Which of the tensors that `logits_in` finds the logits are."""
+        self.logits_at = 0
+        """Which of the tensors that `logits_in` finds are the logits."""
         self._layout: Layout | None = None
         self._calls: list[LayerCall] = []
-        self._uncompiled = Uncompiled(model, guard)
+        self._eager = EagerRerun(model, guard)
         found = [head] if head is not None else [m for m in model.modules() if is_linear(m)]
-        self._watched = found
+        self._candidates = found
+        self._attachments = guard.attachments
+        self._handles: dict[nn.Module, Handle] = {}
         hidden, hook = hidden_layers(model), ModuleHook(self._called, guard)
-        self._handles = {
-            module: module.register_forward_hook(hook, with_kwargs=True)
-            for module in found
-            if module not in hidden
-        }
+        for module in found:
+            if module not in hidden:
+                handle = guard.attach(module.register_forward_hook, hook, with_kwargs=True)
+                self._handles[module] = handle
 
     def _called(self, module: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         if not torch.is_grad_enabled():
@@ -105,8 +106,8 @@ class HeadWatch:
         features = args[0] if args else kwargs["input"]
         self._calls.append(LayerCall(module, features.detach(), output.detach()))
 
-    def read(self, call: Any, output: Any, *, is_measured: bool) -> Reading | None:
-        """What the forward pass that just ended says.
+    def logits_of(self, call: Any, output: Any, *, is_measured: bool) -> Logits | None:
+        """What the forward pass that just ended gave.
 
         Args:
             call: What the model was called with, positional arguments and others.
@@ -125,13 +126,13 @@ class HeadWatch:
             outputs, calls = self._run_again(call, candidates, calls)
         if self.searching and candidates and candidates[0].requires_grad:
             self._search(outputs, calls)
-        if self.position >= len(candidates):
+        if self.logits_at >= len(candidates):
             return None
-        logits = candidates[self.position]
+        logits = candidates[self.logits_at]
         layout = self._layout
         if layout is None:  # as torch's losses take them, and transformers give them
             layout = Layout(-1 if logits.ndim < 4 else 1, False)
-        return Reading(logits, layout, self._features(calls, len(logits), logits.numel()))
+        return Logits(logits, layout, self._features(calls, len(logits), logits.numel()))
 
     def _run_again(
         self, call: Any, given: list[Tensor], seen: list[LayerCall]
@@ -142,7 +143,7 @@ class HeadWatch:
         no head is found, or features are NaN.
         """
         args, kwargs = call
-        again = self._uncompiled.run_again(args, kwargs, self._watched)
+        again = self._eager.run_again(args, kwargs, self._candidates)
         outputs = logits_in(again.output) if again is not None else []
         if again is None or [x.shape for x in outputs] != [x.shape for x in given]:
             return given, seen
@@ -168,24 +169,15 @@ class HeadWatch:
         self.searching = False
         givers = [_giver(candidate.detach(), calls) for candidate in candidates]
         found = [(i, *giver) for i, giver in enumerate(givers) if giver is not None]
-        for position, module, layout in found:
+        for place, module, layout in found:
             others = [candidates[other] for other, giver, _ in found if giver is not module]
-            if any(leads_to(other, candidates[position], _MOST_OPERATIONS) for other in others):
+            if any(leads_to(other, candidates[place], _MOST_OPERATIONS) for other in others):
                 continue  # features on the way to the logits, which are returned too
-            self.head, self.position, self._layout = module, position, layout
+            self.head, self.logits_at, self._layout = module, place, layout
             break
-        self._unwatch(keep=self.head)
-
-    def _unwatch(self, keep: nn.Module | None) -> None:
-        self._watched = [module for module in self._watched if module is keep]
-        for module in [module for module in self._handles if module is not keep]:
-            self._handles.pop(module).remove()
-
-    def close(self) -> None:
-        """Take the hooks off."""
-        self._unwatch(keep=None)
-        self._uncompiled.close()
-        self._calls.clear()
+        self._candidates = [module for module in self._candidates if module is self.head]
+        for layer in [layer for layer in self._handles if layer is not self.head]:
+            self._attachments.remove(self._handles.pop(layer))
 
 
 def _giver(logits: Tensor, calls: list[LayerCall]) -> tuple[Head, Layout] | None:

@@ -1,19 +1,56 @@
-"""A callable to put on the user's objects: it never raises and does nothing in a copy."""
+"""Callables to put on the user's objects: they never raise, never swallow and never stay.
+
+A hook gives an exception of ours to its guard; what a signal handler raised goes on. In a copy of
+the user's object it does nothing.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.utils.checkpoint
-from torch._dynamo.eval_frame import skip_code
 
+from ..errors import contained, is_from_signal
+from . import private
 from .stopwatch import Stopwatch
 
-_CHECKPOINTS = torch.utils.checkpoint.__name__
-"""Activation checkpointing ends a forward pass that it runs again by an exception of its own, which
-may pass through a hook that saves a tensor."""
+
+class Handle(Protocol):
+    """What torch gives for a hook."""
+
+    def remove(self) -> None:
+        """Take the hook off; once more does nothing."""
+
+
+class Attachments:
+    """The hooks that one monitor has put on the user's objects."""
+
+    def __init__(self) -> None:
+        self._handles: list[Handle] = []
+
+    def add(self, register: Callable[..., Handle], hook: Hook, **options: Any) -> Handle:
+        """Put a hook on something.
+
+        Args:
+            register: What registers it, such as `model.register_forward_hook`.
+            hook: The hook.
+            options: Further arguments of `register`.
+        """
+        self._handles.append(register(hook, **options))  # one line: nothing can come in between
+        return self._handles[-1]
+
+    def remove(self, handle: Handle) -> None:
+        """Take one hook off."""
+        handle.remove()
+        self._handles = [other for other in self._handles if other is not handle]
+
+    def remove_all(self) -> None:
+        """Take all hooks off; if interrupted, it can be called again."""
+        while self._handles:
+            self._handles[-1].remove()
+            self._handles.pop()
 
 
 class Guard:
@@ -23,17 +60,24 @@ class Guard:
         on_error: Gets any exception of ours; the training loop never sees it.
     """
 
-    __slots__ = ("on_error", "stopwatch")
+    __slots__ = ("attachments", "lock", "on_error", "stopwatch")
 
-    def __init__(
-        self, on_error: Callable[[Exception], None], stopwatch: Stopwatch | None = None
-    ) -> None:
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
         self.on_error = on_error
-        self.stopwatch = stopwatch or Stopwatch()
+        self.lock = threading.RLock()
+        """Held while a hook runs: another thread may close an epoch, or the monitor."""
+        self.stopwatch = Stopwatch()
+        self.attachments = Attachments()
 
     def for_part(self, on_error: Callable[[Exception], None]) -> Guard:
-        """The guard of a part whose failure is its own; the time is everyone's."""
-        return Guard(on_error, self.stopwatch)
+        """The guard of a part whose failure is its own; all else is shared."""
+        part = Guard(on_error)
+        part.lock, part.stopwatch, part.attachments = self.lock, self.stopwatch, self.attachments
+        return part
+
+    def attach(self, register: Callable[..., Handle], hook: Hook, **options: Any) -> Handle:
+        """Put a hook on an object of the user's; see `Attachments.add`."""
+        return self.attachments.add(register, hook, **options)
 
 
 class Hook:
@@ -55,17 +99,20 @@ class Hook:
         guard = self._guard
         if guard is None or self._function is None:
             return None
-        is_outermost = guard.stopwatch.start()
+        private.tell_dynamo()
         try:
-            return self._function(*args, **kwargs)
+            with guard.lock:
+                began = guard.stopwatch.read()
+                try:
+                    return self._function(*args, **kwargs)
+                finally:
+                    guard.stopwatch.add_since(began)
         except Exception as error:
-            if type(error).__module__ == _CHECKPOINTS:
+            if private.ends_recomputation(error) or is_from_signal(error):
                 raise
-            guard.on_error(error)
+            with contained(_ignore):  # to tell of a failure may fail
+                guard.on_error(error)
             return None
-        finally:
-            if is_outermost:
-                guard.stopwatch.stop()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
         return type(self)(None, None)
@@ -73,14 +120,21 @@ class Hook:
     def __reduce__(self) -> tuple[type[Hook], tuple[None, None]]:
         return type(self), (None, None)
 
+    @property
+    def __name__(self) -> str:
+        # Only torch.jit.script asks a hook for it, in order to compile the hook too.
+        raise AttributeError(
+            "torch.jit.script compiles the hooks of a module, and those of a GradientMonitor can't "
+            "be; call monitor.close() first"
+        )
 
-def _transform_runs() -> bool:
-    # What a transform computes is no training pass, and its tensors must not get out of it.
-    return torch._C._functorch.peek_interpreter_stack() is not None
+
+def _ignore(error: Exception) -> None:
+    """There is nobody left to tell."""
 
 
 class ModuleHook(Hook):
-    """A hook on a module. In a graph that `torch.compile` makes it is not there.
+    """A hook on a module. It is not there in a graph that `torch.compile` or `torch.jit` makes.
 
     What it does changes every step, so it can't be traced; and where it would break the graph, it
     would slow training down, or end it under `fullgraph=True`. What calls a compiled graph, such as
@@ -89,14 +143,16 @@ class ModuleHook(Hook):
 
     __slots__ = ()
 
+    def __init__(self, function: Callable[..., Any] | None, guard: Guard | None) -> None:
+        super().__init__(function, guard)
+        private.never_compile(ModuleHook.__call__)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function outside any compiled graph and any transform of `torch.func`."""
-        return None if torch.compiler.is_compiling() else self._uncompiled(*args, **kwargs)
+        """Call the function outside any graph in the making and any transform of `torch.func`."""
+        if torch.compiler.is_compiling() or private.is_traced():
+            return None
+        return private.run_outside_graphs(self._eager, args, kwargs)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _uncompiled(self, *args: Any, **kwargs: Any) -> Any:
-        return None if _transform_runs() else super().__call__(*args, **kwargs)
-
-
-# It may still be traced through, but never be compiled itself: it would then always see that it is.
-skip_code(ModuleHook.__call__.__code__)
+    def _eager(self, *args: Any, **kwargs: Any) -> Any:
+        # What a transform computes is no training pass, and its tensors must not get out of it.
+        return None if private.is_transform_running() else super().__call__(*args, **kwargs)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..records import Batch, Labels
+from ..records import HeadGradients, Observation, TargetKind, Visits
 from .losses.criterion import Criterion, Loss
 from .losses.cross_entropy import recognise_cross_entropy
 from .losses.dense import of_samples
-from .losses.observed import Observed
 from .passes import Forward, Pass
 
 
 class Observer:
-    """Turns passes of one kind into a `Batch`.
+    """Turns passes of one kind into an `Observation`.
 
     Args:
         criterion: The loss, if it was passed in; None: cross-entropy is recognised.
@@ -43,8 +42,8 @@ class Observer:
         is_first = self._criterion is not None and self._criterion.takes_classes_first
         return 1 if is_first or shape != source.shape else source.layout.class_dim
 
-    def __call__(self, passes: list[Pass]) -> Batch:
-        """The batch; features and inputs only for a single pass."""
+    def __call__(self, passes: list[Pass]) -> Observation:
+        """The observation; features and inputs only for a single pass."""
         # Autocast would round our products to half precision where the loop runs inside it.
         device = passes[0].logits.device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -52,17 +51,20 @@ class Observer:
             positions = passes[0].positions
             if positions > 1:
                 reached = [one.reached for one in passes if one.reached is not None]
-                all_reached = torch.stack(reached) if reached else None
-                observed = of_samples(observed, positions, all_reached)
-        alone = passes[0] if len(passes) == 1 else None
-        return Batch(
-            **{field.name: getattr(observed, field.name) for field in fields(Observed)},
-            features=_by_sample(alone) if alone is not None else None,
-            index=_positions(passes, observed),
-            inputs=alone.source.inputs if alone is not None else None,
+                observed = of_samples(
+                    observed, positions, torch.stack(reached) if reached else None
+                )
+        visits = replace(observed.visits, index=_index(passes, observed.visits))
+        if len(passes) > 1:
+            return replace(observed, visits=visits)
+        (alone,) = passes
+        return Observation(
+            replace(visits, inputs=alone.source.inputs),
+            observed.health,
+            replace(observed.head, features=_by_sample(alone)),
         )
 
-    def _observe(self, passes: list[Pass], device: torch.device) -> Observed:
+    def _observe(self, passes: list[Pass], device: torch.device) -> Observation:
         logits = torch.stack([one.logits for one in passes])
         gradient = torch.stack([cast(Tensor, one.gradient) for one in passes])
         form = passes[0].form
@@ -78,19 +80,19 @@ class Observer:
         return self._criterion(logits, target, gradient, form, passes[0].is_log)
 
 
-def last(batch: Batch, passes: list[Pass]) -> Batch:
-    """The part of a batch that comes from the passes observed last, with their features."""
+def last(observation: Observation, passes: list[Pass]) -> Observation:
+    """The part that comes from the passes observed last, with their features."""
     count, samples = len(passes), sum(one.samples for one in passes)
-    by_pass = {"finite", "in_range", "misfit", "strength"}
-    parts: dict[str, Any] = {}
-    for field in fields(Batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Tensor):
-            parts[field.name] = value[-count if field.name in by_pass else -samples :]
     features = [rows for one in passes if (rows := _by_sample(one)) is not None]
-    if len(features) == count:
-        parts["features"] = torch.cat(features)
-    return replace(batch, **parts)
+    return Observation(
+        observation.visits.last(samples),
+        observation.health.last(count),
+        HeadGradients(
+            residual=observation.head.residual[-samples:],
+            strength=observation.head.strength[-count:],
+            features=torch.cat(features) if len(features) == count else None,
+        ),
+    )
 
 
 def _by_sample(one: Pass) -> Tensor | None:
@@ -100,13 +102,13 @@ def _by_sample(one: Pass) -> Tensor | None:
     return one.features.view(one.samples, one.positions, -1)
 
 
-def _positions(passes: list[Pass], observed: Observed) -> Tensor | None:
-    """Positions `[B]` in the data set; −1 for the samples of a pass whose labels are others.
+def _index(passes: list[Pass], visits: Visits) -> Tensor | None:
+    """Places `[B]` in the data set; −1 for the samples of a pass whose labels are others.
 
     A pass with fewer samples than the loader gave may be a piece of the batch, or what the loop
     picked out of it; only in the first case the labels agree.
     """
-    target, has_label = observed.target, observed.labels is Labels.ONE
+    target, has_label = visits.given_label, visits.targets is TargetKind.ONE
     found: Tensor | None = None
     for pieces in zip(*(one.pieces for one in passes), strict=True):
         known = [piece.index for piece in pieces if piece.index is not None]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import private
 from .hooks import Guard, Hook
 
 
@@ -84,7 +85,7 @@ class GradientTotals:
             False if it has begun already, for another forward pass: then it gives one gradient for
             both, which can't be told apart.
         """
-        task = torch._C._current_graph_task_id()
+        task = private.backward_pass()
         if self._strength is not None and task == self._task:
             return False
         self._task = task

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import Batch
+from ..records import Observation
+from . import private
 from .graph import Origin
-from .head import Layout, Reading
+from .head import Layout, Logits
 from .loader.handed_out import HandedOut, Piece
 from .losses.criterion import through_log_softmax
 from .losses.form import Form, class_count, form_of, has_value_per_logit
@@ -37,7 +38,7 @@ class Forward:
     """True if an engine measures all parameters in this pass."""
     call: Any = None
     """What the model was called with, for the engine."""
-    position: int = 0
+    logits_at: int = 0
     """Which of the model's outputs the logits are."""
     seen: object = None
     """What the engine wants to get back."""
@@ -77,7 +78,7 @@ class Pass:
     """Which samples they are: one piece, or two of which the labels tell the right one."""
     backward: int = -1
     """Which backward pass brought the gradient."""
-    batch: Batch | None = None
+    observation: Observation | None = None
     """What was observed, if it was observed at once."""
 
     @property
@@ -127,18 +128,18 @@ class Pass:
             self.reached = (largest > 0).sum()
         gradient = self.rows.of(gradient)
         self.gradient = through_log_softmax(gradient, self.logits) if self.is_log else gradient
-        self.backward = torch._C._current_graph_task_id()
+        self.backward = private.backward_pass()
 
 
-def forward_of(reading: Reading, handed_out: HandedOut | None, labels: Any) -> Forward:
+def forward_of(found: Logits, handed_out: HandedOut | None, labels: Any) -> Forward:
     """A forward pass of the model, on the next samples of a batch.
 
     Args:
-        reading: What it gave.
+        found: What it gave.
         handed_out: The batch that the loader gave last.
         labels: What the model was called with as labels.
     """
-    shape, given = reading.logits.shape, None
+    shape, given = found.tensor.shape, None
     samples, seen = shape[0], 0
     if handed_out is not None:
         given = handed_out.labels
@@ -147,8 +148,7 @@ def forward_of(reading: Reading, handed_out: HandedOut | None, labels: Any) -> F
         seen = handed_out.seen
         handed_out.seen += samples
     labels = labels if isinstance(labels, Tensor) else given
-    layout = reading.layout
-    return Forward(samples, shape, layout, None, handed_out, labels, seen_before=seen)
+    return Forward(samples, shape, found.layout, None, handed_out, labels, seen_before=seen)
 
 
 def begin(source: Forward, logits: Tensor) -> Pass:

@@ -15,13 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
-
+from . import private
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict)
 """In these a layer may gather what it computes, such as a loss of its own."""
@@ -32,7 +26,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        elif (inner := private.inside_compiled(model)) is not None:
             model = inner
         else:
             return model
@@ -47,19 +41,13 @@ def inner_names(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[s
 
 def is_compiled(model: nn.Module) -> bool:
     """True if part of it was compiled, so that hooks inside do not fire."""
-    return any(map(has_own_graph, model.modules()))
+    return any(map(private.has_own_graph, model.modules()))
 
 
 def hidden_layers(model: nn.Module) -> set[nn.Module]:
     """Layers in parts that were compiled: a hook would not fire, and have them compiled anew."""
-    compiled = filter(has_own_graph, model.modules())
+    compiled = filter(private.has_own_graph, model.modules())
     return {layer for module in compiled for layer in module.modules()}
-
-
-def has_own_graph(module: nn.Module) -> bool:
-    """True for a module that was compiled, whole or in place."""
-    # Asked of every module in every pass, so by its dictionaries: a missing attribute is slow.
-    return "_orig_mod" in module._modules or vars(module).get("_compiled_call_impl") is not None
 
 
 def is_autocast(device_type: str) -> bool:
@@ -111,8 +99,8 @@ def quiet(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _silence(module: nn.Module) -> None:
     attributes = vars(module)
-    attributes["_compiled_call_impl"] = None
-    for kind in _HOOKS:
+    private.forget_own_graph(module)
+    for kind in private.HOOK_TABLES:
         # weight_norm, pruning and the like compute the weight in a hook
         computing = {
             key: hook

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-
-from torch import Tensor, nn
-from torch.autograd import Variable
+from torch import nn
 from torch.optim import Optimizer
 
+from . import private
 from .hooks import Guard, Hook
 
 
-class ResetWatch:
-    """Watches the gradient of one trained parameter, which stands for all.
+class GradientResets:
+    """Looks at the gradient of one trained parameter, which stands for all.
 
     A gradient scaler skips a step after an overflow, and a loop may drop a batch; then no hook of
     the optimizer is called, and the gradients are dropped or set to zero.
@@ -26,20 +24,21 @@ class ResetWatch:
         self._optimizer = optimizer
         self._when_over = Hook(self._backward_is_over, guard)
         self._parameter: nn.Parameter | None = None
-        self._gradient: weakref.ref[Tensor] | None = None
-        self._version = 0
+        # Not the tensor, nor a weak reference to it: either would keep torch from exchanging it,
+        # as a conversion of the model does under `set_swap_module_params_on_conversion`.
+        self._seen = (0, 0)
 
     def backward_began(self) -> None:
         """To be called inside a backward pass."""
-        Variable._execution_engine.queue_callback(self._when_over)
+        private.when_backward_is_over(self._when_over)
 
     def _backward_is_over(self) -> None:
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if gradient is not None and not gradient.is_sparse:
-                    self._parameter, self._gradient = parameter, weakref.ref(gradient)
-                    self._version = gradient._version
+                    self._parameter = parameter
+                    self._seen = id(gradient), private.changes_of(gradient)
                     return
 
     def was_reset(self) -> bool:
@@ -47,10 +46,10 @@ class ResetWatch:
 
         Waits for the device only if something else than a backward pass has changed them.
         """
-        if self._parameter is None or self._gradient is None:
+        if self._parameter is None:
             return False
         gradient = self._parameter.grad
         if gradient is None:
             return True
-        is_untouched = gradient is self._gradient() and gradient._version == self._version
+        is_untouched = (id(gradient), private.changes_of(gradient)) == self._seen
         return not is_untouched and not bool(gradient.any())

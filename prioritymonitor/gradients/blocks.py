@@ -15,20 +15,18 @@ _WRAPPERS = {"module", "_orig_mod", "_module"}
 `torch.compile`, of Opacus."""
 
 
-def block_products(
-    gradients: GroupGradients, changes: dict[str, Tensor]
-) -> tuple[tuple[str, ...], Tensor]:
+def block_products(gradients: GroupGradients) -> tuple[tuple[str, ...], Tensor]:
     """Products of the two groups with each other and with the update, by block.
 
     Args:
-        gradients: Sums over the samples of the step.
-        changes: What the optimizer did to each parameter.
+        gradients: Sums over the samples of the step, and what the optimizer did.
 
     Returns:
         Names of the N blocks, and float64 `[N, 2, 3]`: rows clean and noisy; columns clean, noisy
         and update.
     """
     products: dict[str, list[Tensor]] = {}
+    changes = gradients.changes
     for name, groups in gradients.sums.items():
         if name not in changes:
             continue  # frozen between its backward pass and the step

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..records import GroupMoments, SegmentMoments, Update
+from ..records import GroupMoments, HeadUpdate, SegmentMoments
 
 _MOST_ROWS = 1024
 """Positions whose products with all others are held at once."""
@@ -123,7 +123,7 @@ def segment_moments(
 
 
 def contributions(
-    residual: Tensor, features: Tensor, noisy_weight: Tensor, update: Update
+    residual: Tensor, features: Tensor, noisy_weight: Tensor, update: HeadUpdate
 ) -> Tensor:
     """First-order loss decrease that the update buys on each group, times the number of samples.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..records import GroupMoments, Labels, SegmentMoments, Step
+from ..records import GroupMoments, SegmentMoments, Step, TargetKind
 from .blocks import all_moments, block_products
 from .groups import (
     contributions,
@@ -36,7 +36,7 @@ MOST_BLOCKS = 20
 _MOST_WAITING = 64
 """Measured steps that wait on the device at most, before the host reads them."""
 
-Layout = tuple[tuple[str, torch.Size], ...]
+Shapes = tuple[tuple[str, torch.Size], ...]
 """Names and shapes of moments that are laid side by side."""
 
 
@@ -57,8 +57,10 @@ class StepMeter:
     """
 
     def __init__(self, overhead: Callable[[], float]) -> None:
+        self.latest: dict[str, float] = {}
+        """Statistics of the last step that was read, or that a resumed run had read."""
         self._overhead = overhead
-        self._waiting: list[tuple[int, float, Tensor, Layout]] = []
+        self._waiting: list[tuple[int, float, Tensor, Shapes]] = []
 
     def measure(self, number: int, step: Step, noisy_weight: Tensor, true_label: Tensor) -> None:
         """Measure a step.
@@ -71,8 +73,8 @@ class StepMeter:
         """
         # Autocast would round the products to half precision where the loop runs inside it.
         with torch.no_grad(), torch.autocast(noisy_weight.device.type, enabled=False):
-            row, layout = _packed(_moments(step, noisy_weight, true_label))
-        self._waiting.append((number, time.time(), row, layout))
+            row, shapes = _packed(_moments(step, noisy_weight, true_label))
+        self._waiting.append((number, time.time(), row, shapes))
 
     @property
     def is_full(self) -> bool:
@@ -83,21 +85,32 @@ class StepMeter:
         """All that waits, by one transfer for each run of steps with the same kind of moments."""
         waiting, self._waiting = self._waiting, []
         scalars: list[StepScalars] = []
-        for layout, alike in itertools.groupby(waiting, key=lambda entry: entry[3]):
+        for shapes, alike in itertools.groupby(waiting, key=lambda entry: entry[3]):
             numbers, times, rows, _ = zip(*alike, strict=True)
-            moments = _unpacked(torch.stack(rows).cpu().double(), layout)
+            moments = _unpacked(torch.stack(rows).cpu().double(), shapes)
             scalars += map(StepScalars, numbers, times, _scalars(moments))
         if scalars:
             scalars[-1].values["overhead_fraction"] = self._overhead()
+            self.latest = scalars[-1].values
         return scalars
+
+    def peek(self) -> dict[str, float]:
+        """Statistics of the last measured step, read or not; nothing changes by it."""
+        latest, waiting = self.latest, self._waiting[-1:]
+        if not waiting:
+            return dict(latest)
+        ((_, _, row, shapes),) = waiting
+        (values,) = _scalars(_unpacked(row.cpu().double().unsqueeze(0), shapes))
+        known = {"overhead_fraction"} & latest.keys()
+        return values | {name: latest[name] for name in known}
 
 
 def _moments(step: Step, noisy_weight: Tensor, true_label: Tensor) -> dict[str, Tensor]:
     """Everything that the statistics need; `_scalars` makes them of it."""
-    batches = step.batches
-    loss = torch.cat([batch.sample_loss for batch in batches])
-    counted = torch.cat([batch.counted for batch in batches])
-    finite = torch.cat([batch.finite for batch in batches]).all()
+    visits = [one.visits for one in step.observations]
+    loss = torch.cat([some.sample_loss for some in visits])
+    counted = torch.cat([some.counted for some in visits])
+    finite = torch.cat([one.health.finite for one in step.observations]).all()
     moments = {
         "loss": loss.sum(),
         "count": counted.sum().to(loss.dtype),
@@ -110,18 +123,19 @@ def _moments(step: Step, noisy_weight: Tensor, true_label: Tensor) -> dict[str, 
 def _head_moments(
     step: Step, noisy_weight: Tensor, true_label: Tensor, counted: Tensor
 ) -> dict[str, Tensor]:
-    batches = step.batches
-    features = [batch.features for batch in batches if batch.features is not None]
-    if step.update is None or len(features) < len(batches):
+    heads = [one.head for one in step.observations]
+    features = [head.features for head in heads if head.features is not None]
+    if step.head_update is None or len(features) < len(heads):
         return {}
-    residual = joined([batch.residual for batch in batches])
+    residual = joined([head.residual for head in heads])
     rows = joined(features).to(residual.dtype)
     weight = noisy_weight.to(residual.dtype)
-    has_bias, moments = step.update.bias is not None, {}
-    is_one = all(batch.labels is Labels.ONE for batch in batches)
+    has_bias, moments = step.head_update.bias is not None, {}
+    visits = [one.visits for one in step.observations]
+    is_one = all(some.targets is TargetKind.ONE for some in visits)
     products = feature_products(rows, has_bias) if is_one else None
     if products is not None:
-        target = torch.cat([batch.target for batch in batches])
+        target = torch.cat([some.given_label for some in visits])
         segment = segment_moments(residual, products, weight, target, true_label)
         moments = {"segment_sums": segment.sums, "segment_diagonal": segment.diagonal}
     if not step.is_of_all:
@@ -131,36 +145,37 @@ def _head_moments(
             gram = dense_gradient_products(residual, rows, has_bias)
         group = group_moments(gram, weight, counted)
         moments |= {"sums": group.sums, "diagonal": group.diagonal}
-        moments["contributions"] = contributions(residual, rows, weight, step.update)
+        moments["contributions"] = contributions(residual, rows, weight, step.head_update)
     return moments
 
 
 def _all_moments(step: Step, counted: Tensor) -> dict[str, Tensor]:
-    if step.gradients is None or step.changes is None:
+    gradients = step.parameters
+    if gradients is None:
         return {}
-    blocks, products = block_products(step.gradients, step.changes)
-    group = all_moments(step.gradients, products, counted.sum())
+    blocks, products = block_products(gradients)
+    group = all_moments(gradients, products, counted.sum())
     return {
         "sums": group.sums,
         "diagonal": group.diagonal,
         "contributions": -products.sum(0)[:, 2],
-        "coverage": torch.full_like(group.sums[0, 0], step.gradients.coverage),
-        "mixed": torch.full_like(group.sums[0, 0], torch.nan if step.gradients.is_mixed else 0.0),
+        "coverage": torch.full_like(group.sums[0, 0], gradients.coverage),
+        "mixed": torch.full_like(group.sums[0, 0], torch.nan if gradients.is_mixed else 0.0),
         **{f"block/{name}": product[:, :2] for name, product in zip(blocks, products, strict=True)},
     }
 
 
-def _packed(moments: dict[str, Tensor]) -> tuple[Tensor, Layout]:
+def _packed(moments: dict[str, Tensor]) -> tuple[Tensor, Shapes]:
     row = torch.cat([moment.reshape(-1) for moment in moments.values()])
     return row, tuple((name, moment.shape) for name, moment in moments.items())
 
 
-def _unpacked(rows: Tensor, layout: Layout) -> dict[str, Tensor]:
+def _unpacked(rows: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     """Moments of S steps, `[S, …]` each, from their rows."""
-    parts = rows.split([shape.numel() for _, shape in layout], dim=1)
+    parts = rows.split([shape.numel() for _, shape in shapes], dim=1)
     return {
         name: part.reshape(len(rows), *shape)
-        for (name, shape), part in zip(layout, parts, strict=True)
+        for (name, shape), part in zip(shapes, parts, strict=True)
     }
 
 

@@ -1,4 +1,4 @@
-"""Pure: moments of a step to its statistics; a history of losses to the clean priority.
+"""Pure: moments of a step to its statistics.
 
 Definitions: docs/pages/measured.md. Reference: Liu, Abedsoltan, Belkin, arXiv 2306.02533.
 """
@@ -81,20 +81,3 @@ def segment_statistics(moments: SegmentMoments) -> dict[str, Tensor]:
         clean, noisy = norms.unbind(1)
         statistics[name] = clean / noisy
     return statistics
-
-
-def priority_gain(decrease: Tensor, noisy_part: Tensor) -> float:
-    """What the updates of an epoch add to the clean priority: clean minus noisy contributions.
-
-    By the gradient theorem the contributions of a group, summed over updates, are the decrease of
-    its loss: `sum_i (1 − w_i) Δ_i − sum_i w_i Δ_i`.
-
-    Args:
-        decrease: By how much the loss of each sample went down, `[n]`; NaN where it is not known.
-        noisy_part: Part of it that counts as the noisy labels' gain, in [0, 1], `[n]`.
-
-    Returns:
-        In nats, of all samples together.
-    """
-    gain = (1 - 2 * noisy_part.double()) * decrease.double()
-    return gain.nansum().item()

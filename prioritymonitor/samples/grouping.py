@@ -1,14 +1,14 @@
-"""Which group each sample of a batch belongs to: what is known, or what its past says."""
+"""Which group each sample belongs to: what is known, or what its past says."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..records import Batch, Labels
+from ..records import TargetKind, Visits
 from .known_labels import KnownNoise
 from .noisiness import chance_at_first_visit
-from .table import PriorityPath
+from .table import SampleTable
 
 
 class Grouping:
@@ -16,29 +16,33 @@ class Grouping:
 
     Args:
         known: Which labels are wrong, if the user told us.
+        table: The past of the samples; None where they have no identity.
     """
 
-    def __init__(self, known: KnownNoise | None) -> None:
-        self.path: PriorityPath | None = None
-        """The past of the samples; None where they have no identity."""
+    def __init__(self, known: KnownNoise | None, table: SampleTable | None) -> None:
         self._known = known
+        self._table = table
 
-    def record(self, batch: Batch) -> None:
-        """Add a batch that was trained on to the past of its samples."""
-        if self.path is not None and batch.index is not None:
+    def forget_samples(self) -> None:
+        """Samples can't be told apart any more; what is in the table stays there."""
+        self._table = None
+
+    def record(self, visits: Visits) -> None:
+        """Add visits to the past of the samples."""
+        if self._table is not None and visits.index is not None:
             known = self._known
-            self.path.record(batch, known.is_noisy(batch) if known is not None else None)
+            self._table.record(visits, known.is_noisy(visits) if known is not None else None)
 
-    def noisy_weight(self, batch: Batch) -> Tensor:
+    def noisy_weight(self, visits: Visits) -> Tensor:
         """In [0, 1], `[B]`; NaN where nothing tells."""
         if self._known is not None:
-            return self._known.is_noisy(batch)
-        if self.path is not None:
-            return self.path.membership(batch)
-        if batch.labels is Labels.NUMBERS:
-            return torch.full_like(batch.margin, torch.nan)
-        return chance_at_first_visit(batch.error)  # a stream: nothing else is known
+            return self._known.is_noisy(visits)
+        if self._table is not None:
+            return self._table.noisy_weight(visits)
+        if visits.targets is TargetKind.NUMBERS:
+            return torch.full_like(visits.margin, torch.nan)
+        return chance_at_first_visit(visits.error)  # a stream: nothing else is known
 
-    def true_label(self, batch: Batch) -> Tensor:
+    def true_label(self, visits: Visits) -> Tensor:
         """Class of each sample if its label is wrong, `[B]`."""
-        return self._known.true_label(batch) if self._known is not None else batch.rival
+        return self._known.true_label(visits) if self._known is not None else visits.rival

@@ -6,81 +6,115 @@ end of the epoch one row moves to the host. A sample takes a few numbers, howeve
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentValueError
-from ..records import Batch
+from ..records import Visits
 
 _SUBSET_SEED = 20230605
 _FIRST_SAMPLES = 128
 """So many samples tell the loss that the training began with."""
 
 
+@dataclass(frozen=True)
+class Past:
+    """What is known of each sample followed after the last epoch, on the host, `[n]` each.
+
+    It is replaced as a whole, so that another thread may read it at any time.
+    """
+
+    loss: Tensor
+    """In the latest epoch that visited the sample; NaN before the first."""
+    decrease: Tensor
+    """By how much the latest epoch brought it down: since the epoch of the visit before, at a first
+    visit since the start of the training; NaN where the epoch made no visit."""
+    margin_sum: Tensor
+    error_sum: Tensor
+    visits: Tensor
+    """How many."""
+    given_label: Tensor
+    """As the loss saw it, int32; −1 before the first visit."""
+    rival: Tensor
+    """Most probable class other than the given label at the latest visit, int32."""
+
+    @property
+    def mean_margin(self) -> Tensor:
+        """Over all visits; NaN before the first."""
+        return self.margin_sum / self.visits
+
+    @property
+    def mean_error(self) -> Tensor:
+        """Over all visits; NaN before the first."""
+        return self.error_sum / self.visits
+
+    @property
+    def samples_seen(self) -> int:
+        """How many samples were visited."""
+        return int((self.visits > 0).sum())
+
+
 class SampleHistory:
-    """Losses, margins, errors and labels of each tracked sample.
+    """Losses, margins, errors and labels of each sample that is followed.
 
     Args:
         dataset_size: Number of samples an index may name.
-        max_tracked: Larger data sets are followed by a fixed random subset of this many samples.
+        max_tracked: Larger data sets are followed by a fixed random subset of this many samples;
+            None: all are followed.
     """
 
-    def __init__(self, dataset_size: int, max_tracked: int) -> None:
+    def __init__(self, dataset_size: int, max_tracked: int | None) -> None:
         self.tracked: Tensor | None = None
-        """Positions in the data set that are followed, sorted `[n]`; None: all of them."""
-        self.size = min(dataset_size, max_tracked)
-        if dataset_size > max_tracked:
-            generator = torch.Generator().manual_seed(_SUBSET_SEED)
-            drawn = torch.randperm(dataset_size, generator=generator)[:max_tracked]
-            self.tracked = drawn.sort().values
-        self.loss = torch.full((self.size,), torch.nan)
-        """Loss of each sample in the latest epoch that visited it, `[n]`; NaN before the first."""
-        self.decrease = torch.full((self.size,), torch.nan)
-        """By how much the latest epoch brought it down, `[n]`: since the epoch of the visit before,
-        at a first visit since the start of the training; NaN where the epoch made no visit."""
+        """Places in the data set that are followed, sorted `[n]`; None: all of them."""
+        self.size = min(dataset_size, max_tracked or dataset_size)
+        if self.size < dataset_size:
+            generator = torch.Generator("cpu").manual_seed(_SUBSET_SEED)
+            drawn = torch.randperm(dataset_size, generator=generator, device="cpu")
+            self.tracked = drawn[: self.size].sort().values
         self._dataset_size = dataset_size
-        self._margin_sum = torch.zeros(self.size)
-        self._error_sum = torch.zeros(self.size)
-        self._visits = torch.zeros(self.size)
-        self._initial = torch.zeros(2)
+        nothing, unknown = _full(self.size, 0.0), _full(self.size, torch.nan)
+        no_label = _full(self.size, -1, torch.int32)
+        self.past = Past(unknown, unknown, nothing, nothing, nothing, no_label, no_label)
+        self._initial = _full(2, 0.0)
         """Sum of the first losses, and how many they are."""
         self._began = False
         # One row more than there are samples: what must not count is added up in the last.
-        self._epoch = torch.zeros(self.size + 1, 4)
-        self._labels = torch.full((self.size + 1, 2), -1, dtype=torch.int32)
-        self._relabelled = torch.zeros((), dtype=torch.int64)
-        self._slots: Tensor | None = None
+        self._epoch = _full((self.size + 1, 4), 0.0)
+        self._labels = _full((self.size + 1, 2), -1, torch.int32)
+        self._relabelled = _full((), 0, torch.int64)
+        self._rows: Tensor | None = None
 
-    def slots(self, index: Tensor) -> Tensor:
-        """Row of each sample, `[B]`; untracked samples share the row past the last."""
-        if self._slots is None or self._slots.device != index.device:
-            slots = torch.arange(self._dataset_size + 1)
-            if self.tracked is not None:
-                slots = torch.full((self._dataset_size + 1,), self.size)
-                slots[self.tracked] = torch.arange(self.size)
-            self._slots = slots.to(index.device)
+    def rows(self, index: Tensor) -> Tensor:
+        """Row of each sample, `[B]`; samples that are not followed share the row past the last."""
         inside = (index >= 0) & (index < self._dataset_size)
-        return self._slots[torch.where(inside, index, self._dataset_size)]
+        if self.tracked is None:
+            return torch.where(inside, index, self.size)
+        if self._rows is None or self._rows.device != index.device:
+            rows = _full(self._dataset_size + 1, self.size, torch.int64)
+            rows[self.tracked] = torch.arange(self.size, device="cpu")
+            self._rows = rows.to(index.device)
+        return self._rows[torch.where(inside, index, self._dataset_size)]
 
-    def record(self, batch: Batch) -> None:
-        """Add a batch with known indices to the running epoch."""
-        assert batch.index is not None
-        self._to(batch.index.device)
+    def record(self, visits: Visits) -> None:
+        """Add visits of known samples to the running epoch."""
+        assert visits.index is not None
+        self._to(visits.index.device)
         if not self._began:
             left = _FIRST_SAMPLES - self._initial[1]
-            first = batch.counted & (batch.counted.cumsum(0) <= left)
-            total = torch.where(first, batch.sample_loss, 0.0).sum().to(self._initial.dtype)
+            first = visits.counted & (visits.counted.cumsum(0) <= left)
+            total = torch.where(first, visits.sample_loss, 0.0).sum().to(self._initial.dtype)
             self._initial += torch.stack((total, first.sum().to(total.dtype)))
-        slot = torch.where(batch.counted, self.slots(batch.index), self.size)
-        once = torch.ones_like(batch.margin)
-        seen = torch.stack((batch.sample_loss, batch.margin, batch.error, once), 1)
-        self._epoch.index_add_(0, slot, seen.to(self._epoch.dtype))
-        before = self._labels[slot, 0]
-        changed = (before >= 0) & (before != batch.target) & (slot < self.size)
+        row = torch.where(visits.counted, self.rows(visits.index), self.size)
+        once = torch.ones_like(visits.margin)
+        seen = torch.stack((visits.sample_loss, visits.margin, visits.error, once), 1)
+        self._epoch.index_add_(0, row, seen.to(self._epoch.dtype))
+        before = self._labels[row, 0]
+        changed = (before >= 0) & (before != visits.given_label) & (row < self.size)
         self._relabelled += changed.sum()
-        self._labels[slot] = torch.stack((batch.target, batch.rival), 1).int()
+        self._labels[row] = torch.stack((visits.given_label, visits.rival), 1).int()
 
     def end_epoch(self) -> int:
         """Close the running epoch.
@@ -88,18 +122,24 @@ class SampleHistory:
         Returns:
             How many visits in it showed another label than an earlier visit of the same sample.
         """
+        past = self.past
         loss, margin, error, visits = self._epoch[:-1].to("cpu", copy=True).unbind(1)
+        given_label, rival = self._labels[:-1].to("cpu", copy=True).unbind(1)
         relabelled = int(self._relabelled)
+        loss = loss / visits  # NaN without a visit
+        before = torch.where(past.loss.isnan(), self.initial_loss, past.loss)
+        self.past = Past(
+            loss=torch.where(loss.isnan(), past.loss, loss),
+            decrease=before - loss,
+            margin_sum=past.margin_sum + margin,
+            error_sum=past.error_sum + error,
+            visits=past.visits + visits,
+            given_label=given_label.contiguous(),
+            rival=rival.contiguous(),
+        )
+        self._began = bool(self._initial[1])
         self._epoch.zero_()
         self._relabelled.zero_()
-        self._began = bool(self._initial[1])
-        loss = loss / visits  # NaN without a visit
-        before = torch.where(self.loss.isnan(), self.initial_loss, self.loss)
-        self.decrease = before - loss
-        self.loss = torch.where(loss.isnan(), self.loss, loss)
-        self._margin_sum += margin
-        self._error_sum += error
-        self._visits += visits
         return relabelled
 
     @property
@@ -107,34 +147,16 @@ class SampleHistory:
         """Mean loss of the first 128 samples, most of them before any update; NaN without any."""
         return (self._initial[0] / self._initial[1]).item()
 
-    @property
-    def samples_seen(self) -> int:
-        """How many samples were visited so far."""
-        return int((self._visits > 0).sum())
+    def index_of(self, rows: Tensor) -> Tensor:
+        """Places in the data set of some rows."""
+        return rows if self.tracked is None else self.tracked[rows]
 
     @property
-    def mean_margin(self) -> Tensor:
-        """Mean margin of each sample over its visits, `[n]`; NaN before the first."""
-        return self._margin_sum / self._visits
-
-    @property
-    def mean_error(self) -> Tensor:
-        """Mean error of each sample over its visits, `[n]`; NaN before the first."""
-        return self._error_sum / self._visits
-
-    @property
-    def given_label(self) -> Tensor:
-        """Label of each sample as the loss saw it, int32 `[n]`; −1 before its first visit."""
-        return self._labels[:-1, 0].cpu()
-
-    @property
-    def rival(self) -> Tensor:
-        """Most probable class other than the given label at the latest visit, int32 `[n]`."""
-        return self._labels[:-1, 1].to("cpu", copy=True)
-
-    def positions(self, slots: Tensor) -> Tensor:
-        """Positions in the data set of some rows."""
-        return slots if self.tracked is None else self.tracked[slots]
+    def bytes_per_sample(self) -> int:
+        """Memory that a sample takes, here and on the device of the logits."""
+        columns = [*vars(self.past).values(), *self._epoch.T, *self._labels.T]
+        own = sum(int(column.element_size()) for column in columns)
+        return own if self.tracked is None else own + 16  # its place, and its row
 
     def _to(self, device: torch.device) -> None:
         if self._epoch.device != device:
@@ -149,10 +171,7 @@ class SampleHistory:
             "dataset_size": self._dataset_size,
             "initial": self._initial.cpu().clone(),
             "began": self._began,
-            "loss": self.loss.clone(),
-            "margin_sum": self._margin_sum.clone(),
-            "error_sum": self._error_sum.clone(),
-            "visits": self._visits.clone(),
+            "past": asdict(self.past),
             "epoch": self._epoch.cpu().clone(),
             "labels": self._labels.cpu().clone(),
             "relabelled": int(self._relabelled),
@@ -162,20 +181,49 @@ class SampleHistory:
         """Continue from a `state_dict`.
 
         Raises:
-            ArgumentValueError: It is of a data set of another size.
+            ArgumentValueError: It is of a data set of another size, or damaged.
         """
-        if state["dataset_size"] != self._dataset_size or len(state["visits"]) != self.size:
+        found = len(state["past"]["visits"])
+        if state["dataset_size"] != self._dataset_size or found != self.size:
             raise ArgumentValueError(
-                f"got the state of a data set of {state['dataset_size']} samples for one of "
-                f"{self._dataset_size}; resume with the same data and max_tracked"
+                f"got the state of a data set of {state['dataset_size']} samples, {found} of them "
+                f"followed, for one of {self._dataset_size}, of which {self.size} are; resume with "
+                "the same data and max_tracked"
             )
         # To the host, wherever the state was loaded to; the device follows with the next batch.
-        self._initial = state["initial"].cpu().clone()
-        self._began = state["began"]
-        self.loss = state["loss"].cpu().clone()
-        self._margin_sum = state["margin_sum"].cpu().clone()
-        self._error_sum = state["error_sum"].cpu().clone()
-        self._visits = state["visits"].cpu().clone()
-        self._epoch = state["epoch"].cpu().clone()
-        self._labels = state["labels"].cpu().clone()
-        self._relabelled = torch.tensor(state["relabelled"])
+        past = {
+            one.name: like(state["past"][one.name], getattr(self.past, one.name))
+            for one in fields(Past)
+        }
+        running = {
+            name: like(state[name.removeprefix("_")], getattr(self, name))
+            for name in ("_initial", "_epoch", "_labels")
+        }
+        relabelled = _full((), int(state["relabelled"]), torch.int64)
+        self._began = bool(state["began"])
+        self.past, self._relabelled = Past(**past), relabelled
+        vars(self).update(running)
+
+
+def like(value: Any, example: Tensor) -> Tensor:
+    """A copy on the host of what a state holds.
+
+    Raises:
+        ArgumentValueError: It is no tensor of the type and shape of the example.
+    """
+    if not isinstance(value, Tensor) or (value.dtype, value.shape) != (
+        example.dtype,
+        example.shape,
+    ):
+        raise ArgumentValueError(
+            f"got a damaged state: {getattr(value, 'dtype', type(value).__name__)} of shape "
+            f"{list(getattr(value, 'shape', ()))} in place of {example.dtype} of shape "
+            f"{list(example.shape)}"
+        )
+    return value.detach().to("cpu", copy=True)
+
+
+def _full(shape: Any, value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """On the host, whatever the default device and type are."""
+    shape = (shape,) if isinstance(shape, int) else shape
+    return torch.full(shape, value, dtype=dtype, device="cpu")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentTypeError, ArgumentValueError
-from ..records import Batch, Labels
+from ..records import TargetKind, Visits
 
 NoisyCallable = Callable[[Any, Tensor, Tensor | None], Tensor]
 """`noisy(inputs, targets, index) -> bool [B]`."""
@@ -70,10 +70,10 @@ def corrupt_labels(
 
 
 class KnownNoise:
-    """Tells which samples of a batch are noisy.
+    """Tells which samples are noisy.
 
     Args:
-        noisy: One flag per sample of the data set, bool `[n]`, or a function of the batch.
+        noisy: One flag per sample of the data set, bool `[n]`, or a function of the visits.
         true_labels: The true class of each sample, int64 `[n]`; makes `noisy` unnecessary.
     """
 
@@ -86,33 +86,33 @@ class KnownNoise:
         """True for a function of the batch, which is asked for one micro-batch at a time."""
         return self._noisy is not None and not isinstance(self._noisy, Tensor)
 
-    def is_noisy(self, batch: Batch) -> Tensor:
+    def is_noisy(self, visits: Visits) -> Tensor:
         """Float `[B]`, 1 for a noisy label; NaN where the sample is not known."""
         if self._noisy is None:
-            if batch.labels is not Labels.ONE:
+            if visits.targets is not TargetKind.ONE:
                 raise ArgumentValueError(
                     f"got true_labels, one class per sample, and targets that are "
-                    f"{batch.labels.value}; pass noisy=, one flag per sample"
+                    f"{visits.targets.value}; pass noisy=, one flag per sample"
                 )
-            return (batch.target != self.true_label(batch)).to(batch.margin.dtype)
+            return (visits.given_label != self.true_label(visits)).to(visits.margin.dtype)
         if isinstance(self._noisy, Tensor):
-            if batch.index is None:
-                return torch.full_like(batch.margin, torch.nan)
-            self._noisy = self._noisy.to(batch.index.device)
-            flags = self._noisy[batch.index.clamp(min=0)].to(batch.margin.dtype)
-            return torch.where(batch.index < 0, torch.nan, flags)
-        flags = torch.as_tensor(self._noisy(batch.inputs, batch.target, batch.index))
-        if flags.shape != batch.target.shape or flags.dtype != torch.bool:
+            if visits.index is None:
+                return torch.full_like(visits.margin, torch.nan)
+            self._noisy = self._noisy.to(visits.index.device)
+            flags = self._noisy[visits.index.clamp(min=0)].to(visits.margin.dtype)
+            return torch.where(visits.index < 0, torch.nan, flags)
+        flags = torch.as_tensor(self._noisy(visits.inputs, visits.given_label, visits.index))
+        if flags.shape != visits.given_label.shape or flags.dtype != torch.bool:
             raise ArgumentTypeError(
                 f"noisy(inputs, targets, index) gave {flags.dtype} of shape {list(flags.shape)}; "
-                f"it must give one bool per sample, shape {list(batch.target.shape)}"
+                f"it must give one bool per sample, shape {list(visits.given_label.shape)}"
             )
-        return flags.to(batch.margin.device, batch.margin.dtype)
+        return flags.to(visits.margin.device, visits.margin.dtype)
 
-    def true_label(self, batch: Batch) -> Tensor:
+    def true_label(self, visits: Visits) -> Tensor:
         """Class of each sample if its label is wrong: the true one, else the predicted one."""
-        if self._true_labels is None or batch.index is None:
-            return batch.rival
-        self._true_labels = self._true_labels.to(batch.index.device)
-        true_label = self._true_labels[batch.index.clamp(min=0)]
-        return torch.where(batch.index < 0, batch.rival, true_label)
+        if self._true_labels is None or visits.index is None:
+            return visits.rival
+        self._true_labels = self._true_labels.to(visits.index.device)
+        true_label = self._true_labels[visits.index.clamp(min=0)]
+        return torch.where(visits.index < 0, visits.rival, true_label)

@@ -7,11 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from ..records import MOST_NOISE
+
 TEMPERATURE = 0.1
 """Width of the transition in units of the probability margin, which lies in [−1, 1]."""
-
-MOST_NOISE = 0.9
-"""Noise rate above which labels look wrong because little has been learnt yet."""
 
 EVEN_ERROR = 0.9
 """Mean error, in [0, √2], at which a label is as likely wrong as right: the label has a probability

@@ -1,191 +1,200 @@
-"""The run so far: history of the samples, who is noisy, clean priority and decision."""
+"""The table of samples: their past, how noisy each label is taken to be, and the suspects."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..gradients.statistics import priority_gain
-from ..records import Batch, Decision, StopReason, Suspect
-from ..stopping.rule import StopRule, decide, peak_epoch
-from .history import SampleHistory
-from .noisiness import (
-    MOST_NOISE,
-    chance_at_first_visit,
-    noisy_part,
-    wrong_label_chance,
+from ..records import EpochOfSamples, Suspect, Visits
+from .history import SampleHistory, like
+from .noisiness import chance_at_first_visit, noisy_part, wrong_label_chance
+
+Columns = dict[str, NDArray[Any]]
+
+COLUMN_NAMES = (
+    *("index", "visits", "given_label", "predicted_label", "loss", "mean_margin", "mean_error"),
+    *("score", "vote"),
 )
+"""What `GradientMonitor.samples()` gives."""
 
 
-class PriorityPath:
-    """Follows the clean priority along the path of the training run.
+@dataclass(frozen=True)
+class Verdict:
+    """How likely each label is wrong as it stood at some time; replaced as a whole."""
+
+    chance: Tensor
+    """`[n]`; NaN before the first visit."""
+    rival: Tensor
+    """Most probable other class at that time, int32 `[n]`."""
+
+
+class SampleTable:
+    """Everything that is known of each sample that is followed.
+
+    The verdict on labels is that of the best epoch so far: errors gathered after noise began to be
+    fitted would make wrong labels look clean.
 
     Args:
         dataset_size: Number of samples an index may name.
-        max_tracked: At most so many of them are followed.
-        rule: When to stop; None: never.
-        average_lag: Epochs by which the kept weights trail the raw ones.
+        max_tracked: At most so many of them are followed; None: all.
     """
 
-    def __init__(
-        self, dataset_size: int, max_tracked: int, rule: StopRule | None, average_lag: int
-    ) -> None:
+    def __init__(self, dataset_size: int, max_tracked: int | None) -> None:
         self.history = SampleHistory(dataset_size, max_tracked)
-        self._gained: list[float] = []
-        """Clean priority after each epoch, in nats, of all samples together."""
-        self.decision = Decision(
-            False, StopReason.TOO_EARLY, 0, None, "no epoch has been completed yet"
-        )
-        self._rule = rule
-        self._average_lag = average_lag
-        self._first: int | None = None
-        """The first epoch after which labels could be judged."""
-        self._chance: Tensor | None = None
-        """How likely each label is wrong as it stood after the best epoch, `[n]`, NaN before the
-        first visit: errors gathered after noise began to be fitted would make wrong labels look
-        clean."""
-        self._rival: Tensor | None = None
-        """Most probable other class at that time, int32 `[n]`."""
+        self._verdict: Verdict | None = None
         self._on_device: Tensor | None = None
-        """How noisy each label is taken to be by that, on the device of the batches, `[n + 1]`."""
-        self._known = torch.full((self.history.size + 1,), torch.nan, dtype=torch.float32)
+        """How noisy each label is taken to be by that, on the device of the logits, `[n + 1]`."""
+        self._known = torch.full(
+            (self.history.size + 1,), torch.nan, dtype=torch.float32, device="cpu"
+        )
 
-    def record(self, batch: Batch, is_noisy: Tensor | None) -> None:
-        """Add a batch with known indices.
+    def record(self, visits: Visits, is_noisy: Tensor | None) -> None:
+        """Add visits of known samples.
 
         Args:
-            batch: The batch.
-            is_noisy: Its true membership `[B]` where that is known.
+            visits: The visits.
+            is_noisy: Their true membership `[B]` where that is known.
         """
-        if self.decision.stop:
-            return  # what is gathered after the stop would only blur what is known
-        self.history.record(batch)
-        if is_noisy is not None and batch.index is not None:
+        self.history.record(visits)
+        if is_noisy is not None and visits.index is not None:
             self._known = self._known.to(is_noisy.device)
-            self._known[self.history.slots(batch.index)] = is_noisy.float()
+            self._known[self.history.rows(visits.index)] = is_noisy.float()
 
-    def membership(self, batch: Batch) -> Tensor:
-        """How noisy each label of a batch is taken to be now, `[B]`.
+    def noisy_weight(self, visits: Visits) -> Tensor:
+        """How noisy each label is taken to be now, `[B]`.
 
         From the sample's past visits; at its first visit, from the error of that visit, which no
         memory of the label can have touched yet.
         """
-        momentary = chance_at_first_visit(batch.error)
-        if self._chance is None or batch.index is None:
+        momentary = chance_at_first_visit(visits.error)
+        if self._verdict is None or visits.index is None:
             return momentary
         if self._on_device is None:
-            past = torch.where(self._chance.isnan(), torch.nan, self._weight)
-            self._on_device = torch.cat((past, torch.tensor([torch.nan]))).to(batch.index.device)
-        past = self._on_device[self.history.slots(batch.index)].to(momentary.dtype)
+            past = torch.where(self._verdict.chance.isnan(), torch.nan, self._weight(self._verdict))
+            unknown = torch.full((1,), torch.nan, device="cpu")
+            self._on_device = torch.cat((past, unknown)).to(visits.index.device)
+        past = self._on_device[self.history.rows(visits.index)].to(momentary.dtype)
         return torch.where(past.isnan(), momentary, past)
 
-    def end_epoch(self) -> tuple[dict[str, Any], int]:
-        """Close an epoch and decide.
-
-        Returns:
-            The scalars of the epoch, and how many samples changed their label in it.
-        """
+    def end_epoch(self) -> EpochOfSamples:
+        """Close an epoch."""
         relabelled = self.history.end_epoch()
-        margin = self.history.mean_margin
-        # A change is judged by the margins at both of its ends: by one alone, chance in it would
-        # take noise that comes back to the mean for something learnt.
-        gain = priority_gain(self.history.decrease, self._unless_known(noisy_part(margin)))
-        self._gained.append(gain + (self._gained[-1] if self._gained else 0.0))
-        now, priority, was_judged = len(self._gained), self.priority, self._first is not None
-        if not was_judged:  # then this epoch is the best so far
-            self._settle()
-            self._first = now if self.noise_rate < MOST_NOISE else None
-        self.decision = decide(
-            priority, self._rule, self._average_lag, self.history.initial_loss, self._first
+        past = self.history.past
+        return EpochOfSamples(
+            decrease=past.decrease,
+            # A change is judged by the margins at both of its ends: by one alone, chance in it
+            # would take noise that comes back to the mean for something learnt.
+            noisy_part=self._unless_known(noisy_part(past.mean_margin)),
+            samples_seen=past.samples_seen,
+            relabelled=relabelled,
         )
-        if was_judged and self.decision.best_epoch == now:
-            self._settle()
-        return self._scalars(priority), relabelled
+
+    def judge(self) -> None:
+        """Judge the labels by what is known now, until the next call."""
+        past = self.history.past
+        chance = wrong_label_chance(past.mean_error, past.given_label, past.rival)
+        self._verdict, self._on_device = Verdict(chance, past.rival), None
+
+    # Readings
 
     @property
-    def priority(self) -> list[float]:
-        """Clean priority after each epoch, in nats per sample visited so far."""
-        samples = max(self.history.samples_seen, 1)
-        return [gained / samples for gained in self._gained]
+    def noise_rate(self) -> float:
+        """Share of the samples visited so far whose label is taken to be noisy; NaN before any."""
+        if self._verdict is None:
+            return float("nan")
+        weight = self._weight(self._verdict)[~self._verdict.chance.isnan()]
+        return (weight > 0.5).double().mean().item()
 
-    def _settle(self) -> None:
-        """Judge the labels by what is known now until a later epoch is the best one."""
-        history, self._rival = self.history, self.history.rival
-        self._chance = wrong_label_chance(history.mean_error, history.given_label, self._rival)
-        self._on_device = None
+    def losses(self) -> dict[str, float]:
+        """Mean losses of all samples visited, of the clean and of the noisy ones."""
+        loss, verdict = self.history.past.loss, self._verdict
+        seen = ~loss.isnan()
+        weight = self._weight(verdict) if verdict is not None else torch.full_like(loss, 0.5)
+        loss, weight = loss[seen].double(), weight[seen].double()
+        return {
+            "train_loss": loss.mean().item(),
+            "clean_loss": (((1 - weight) * loss).sum() / (1 - weight).sum()).item(),
+            "noisy_loss": ((weight * loss).sum() / weight.sum()).item(),
+        }
+
+    def suspects(self, k: int | None, min_score: float) -> list[Suspect]:
+        """Samples whose labels were judged, the likeliest to be wrong first.
+
+        Args:
+            k: How many at most; None: all.
+            min_score: Only scores above this; 0 for all of them.
+        """
+        columns = self.suspect_columns(k, min_score).values()
+        return [Suspect(*row) for row in zip(*(one.tolist() for one in columns), strict=True)]
+
+    def suspect_columns(self, k: int | None, min_score: float) -> Columns:
+        """The same by column, with the names of `Suspect`."""
+        verdict = self._verdict
+        if verdict is None:
+            return {name: np.empty(0, np.int64) for name in Suspect._fields}
+        score = torch.where(verdict.chance.isnan(), -1.0, self._weight(verdict))
+        (rows,) = torch.where(score > min_score if min_score > 0 else score >= 0)
+        order = score[rows].argsort(descending=True, stable=True)
+        rows = rows[order[:k]]
+        return {
+            "index": self.history.index_of(rows).numpy(),
+            "score": score[rows].numpy(),
+            "given_label": self.history.past.given_label[rows].numpy(),
+            "predicted_label": verdict.rival[rows].numpy(),
+        }
+
+    def columns(self) -> Columns:
+        """One row for each sample followed, in the order of the data set."""
+        past, verdict = self.history.past, self._verdict
+        size = self.history.size
+        unknown, no_label = np.full(size, np.nan, np.float32), np.full(size, -1, np.int32)
+        score = unknown
+        if verdict is not None:
+            score = torch.where(verdict.chance.isnan(), torch.nan, self._weight(verdict)).numpy()
+        return {
+            "index": self.history.index_of(torch.arange(size, device="cpu")).numpy(),
+            "visits": past.visits.int().numpy(),
+            "given_label": past.given_label.numpy().copy(),
+            "predicted_label": no_label if verdict is None else verdict.rival.numpy().copy(),
+            "loss": past.loss.numpy().copy(),
+            "mean_margin": past.mean_margin.numpy(),
+            "mean_error": past.mean_error.numpy(),
+            "score": score,
+            "vote": no_label.copy(),
+        }
 
     def _unless_known(self, weight: Tensor) -> Tensor:
         known = self._known[:-1].cpu()
         return torch.where(known.isnan(), weight, known)
 
-    @property
-    def _weight(self) -> Tensor:
+    def _weight(self, verdict: Verdict) -> Tensor:
         """How noisy each label is taken to be, `[n]`."""
-        assert self._chance is not None
-        return self._unless_known(self._chance.nan_to_num(nan=0.5))
-
-    def _scalars(self, priority: list[float]) -> dict[str, Any]:
-        seen = ~self.history.loss.isnan()
-        loss, weight = self.history.loss[seen].double(), self._weight[seen].double()
-        peak = peak_epoch(priority, self._first)
-        return {
-            "epoch": len(priority),
-            "priority": priority[-1],
-            "noise_rate": self.noise_rate,
-            "train_loss": loss.mean().item(),
-            "clean_loss": (((1 - weight) * loss).sum() / (1 - weight).sum()).item(),
-            "noisy_loss": ((weight * loss).sum() / weight.sum()).item(),
-            "epochs_since_peak": self.decision.epoch - peak,
-            "best_epoch": self.decision.best_epoch,
-            "stop": self.decision.stop,
-        }
-
-    @property
-    def noise_rate(self) -> float:
-        """Share of the samples visited so far whose label is taken to be noisy; NaN before any."""
-        if self._chance is None:
-            return float("nan")
-        return (self._weight[~self._chance.isnan()] > 0.5).double().mean().item()
-
-    def suspects(self, k: int | None) -> list[Suspect]:
-        """Samples visited so far, the likeliest to be mislabelled first."""
-        if self._chance is None or self._rival is None:
-            return []
-        score = torch.where(self._chance.isnan(), -1.0, self._weight)
-        slots = score.argsort(descending=True, stable=True)[: int((score >= 0).sum())][:k]
-        columns = (
-            self.history.positions(slots),
-            score[slots],
-            self.history.given_label[slots],
-            self._rival[slots],
-        )
-        return [Suspect(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        return self._unless_known(verdict.chance.nan_to_num(nan=0.5))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""
-        decision = {**vars(self.decision), "reason": self.decision.reason.name}
+        verdict = self._verdict
         return {
             "history": self.history.state_dict(),
-            "gained": list(self._gained),
-            "decision": decision,
-            "first": self._first,
-            "chance": self._chance,
-            "rival": self._rival,
+            "verdict": None if verdict is None else dict(vars(verdict)),
             "known": self._known.cpu().clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`."""
+        """Continue from a `state_dict`.
+
+        Raises:
+            ArgumentValueError: It is of a data set of another size, or damaged.
+        """
         self.history.load_state_dict(state["history"])
-        self._gained = list(state["gained"])
-        reason = StopReason[state["decision"]["reason"]]
-        self.decision = Decision(**{**state["decision"], "reason": reason})
-        self._first = state["first"]
-        self._known = state["known"].cpu().clone()
-        self._chance, self._rival = (
-            None if state[name] is None else state[name].cpu().clone()
-            for name in ("chance", "rival")
-        )
-        self._on_device = None
+        self._known = like(state["known"], self._known)
+        past, verdict = self.history.past, state["verdict"]
+        self._verdict, self._on_device = None, None
+        if verdict is not None:
+            chance, rival = like(verdict["chance"], past.loss), like(verdict["rival"], past.rival)
+            self._verdict = Verdict(chance, rival)

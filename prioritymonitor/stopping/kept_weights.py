@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..errors import ArgumentValueError, PriorityMonitorError
+
 AVERAGED_EPOCHS = 1.3
 """Horizon of the exponential average, in epochs of optimizer steps."""
+
+AVERAGE_LAG = 1
+"""Epochs by which the average trails the weights: those of an epoch are in it so much later."""
 
 _UPDATES_PER_EPOCH = 20
 """How often the average is brought up to date; more often costs time and changes nothing."""
@@ -30,10 +35,12 @@ class WeightKeeper:
     """
 
     def __init__(self, model: nn.Module, averaged: bool) -> None:
-        self._model = model
-        self._averaged = averaged
+        self.lag = AVERAGE_LAG if averaged else 0
+        """Epochs after the best one in which its weights are taken."""
         self.epoch: int | None = None
         """The epoch whose weights are kept; None before the first."""
+        self._model = model
+        self._averaged = averaged
         self._kept: Weights = {}
         self._average: Weights = {}
         self._steps = 0
@@ -102,14 +109,14 @@ class WeightKeeper:
         self._pairs = None  # parameters may be frozen, unfrozen or moved between epochs
         return steps
 
-    def keep(self, epoch: int) -> None:
+    def keep(self, best_epoch: int) -> None:
         """Keep the weights as they are now, as those of this epoch."""
         weights = self._average if self._averaged else _weights(self._model)
         if weights:
             self._kept = {
                 name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
             }
-            self.epoch = epoch
+            self.epoch = best_epoch
 
     def freeze(self) -> None:
         """Average no more, from now on."""
@@ -117,8 +124,20 @@ class WeightKeeper:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the kept weights into the model."""
+        """Put the kept weights into the model, all or none.
+
+        Raises:
+            PriorityMonitorError: The model has other weights than it had.
+        """
         current = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        for name, kept in self._kept.items():
+            if name not in current or current[name].shape != kept.shape:
+                found = list(current[name].shape) if name in current else "no such weight"
+                raise PriorityMonitorError(
+                    f"got a model in which {name} is {found}, and kept weights of shape "
+                    f"{list(kept.shape)}; restore_best() before you change the model's layers. "
+                    "The model was left as it is"
+                )
         for name, kept in self._kept.items():
             current[name].copy_(kept)
 
@@ -136,16 +155,31 @@ class WeightKeeper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`."""
+        """Continue from a `state_dict`.
+
+        Raises:
+            ArgumentValueError: It is of another model.
+        """
+        for tables in (state["kept"], state["average"]):
+            self._check(tables)
         self.epoch = state["epoch"]
         self._kept = {name: tensor.cpu() for name, tensor in state["kept"].items()}
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
-        self._steps = state["steps"]
-        self._steps_behind = state["steps_behind"]
-        self._steps_in_epoch = state["steps_in_epoch"]
-        self._expected_steps = state["expected_steps"]
-        self._frozen = state["frozen"]
+        self._steps = int(state["steps"])
+        self._steps_behind = int(state["steps_behind"])
+        self._steps_in_epoch = int(state["steps_in_epoch"])
+        self._expected_steps = float(state["expected_steps"])
+        self._frozen = bool(state["frozen"])
         self._pairs = None
+
+    def _check(self, weights: Weights) -> None:
+        current = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        for name, tensor in weights.items():
+            if name not in current or current[name].shape != tensor.shape:
+                raise ArgumentValueError(
+                    f"got the state of a model with a weight {name} of shape "
+                    f"{list(tensor.shape)}, which this one has not; resume with the same model"
+                )
 
 
 def _weights(model: nn.Module) -> Weights:

@@ -1,12 +1,15 @@
-"""Pure: the clean priority so far, in; a decision with its reason, out."""
+"""The rule: a pure function from the records of the epochs to the advice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from ..errors import ArgumentTypeError, ArgumentValueError
-from ..records import Decision, StopReason
+from ..records import MOST_NOISE, Decision, Record, StopReason
+
+Rule = Callable[[Sequence[Record]], Decision]
+"""What `stop=` takes."""
 
 _ALIKE = 0.5
 """Part of the tolerance by which two values of the priority must differ to be told apart."""
@@ -14,19 +17,19 @@ _ALIKE = 0.5
 
 @dataclass(frozen=True)
 class StopRule:
-    """When to stop, and which epoch's weights to hand back.
+    """When to stop, and which epoch is the best.
 
-    The maximum of the clean priority, epoch b, is where noisy gradients began to dominate. The
-    advice is to stop once the priority has been below that, by `tolerance` of the loss that the
-    training began with, for `patience` epochs running. The weights to use are the averaged ones
-    of `average_lag` epochs after the last epoch whose priority can't be told from the maximum: it
-    is within half of that fall.
+    The maximum of the clean priority is where noisy gradients began to dominate. The advice is to
+    stop once the priority has been below that, by `tolerance` of the loss that the training began
+    with, for `patience` epochs running. The best epoch is the last whose priority can't be told
+    from the maximum: it is within half of that fall.
+
+    A rule is a function of `GradientMonitor.history()`, and any other may take its place.
 
     Args:
         patience: Epochs for which the priority must have been lower, at least 1.
         min_epochs: No stop before this many epochs, at least 1.
         tolerance: Share of the initial loss that the priority must have lost, in [0, 1).
-        average_lag: A running average trails the weights by about this many epochs, at least 0.
 
     Raises:
         ArgumentTypeError: A value is not a number, or one that counts epochs not an int.
@@ -40,15 +43,14 @@ class StopRule:
     patience: int = 3
     min_epochs: int = 1
     tolerance: float = 0.01
-    average_lag: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("patience", 1), ("min_epochs", 1), ("average_lag", 0)):
+        for name in ("patience", "min_epochs"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ArgumentTypeError(f"got StopRule({name}={value!r}); pass a whole number")
-            if value < least:
-                raise ArgumentValueError(f"got StopRule({name}={value}); it must be ≥ {least}")
+            if value < 1:
+                raise ArgumentValueError(f"got StopRule({name}={value}); it must be ≥ 1")
         tolerance = self.tolerance
         if not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool):
             raise ArgumentTypeError(f"got StopRule(tolerance={tolerance!r}); pass a number")
@@ -58,57 +60,64 @@ class StopRule:
                 "to less than 1, and 0.01 by default"
             )
 
+    def __call__(self, history: Sequence[Record]) -> Decision:
+        """Judge the curve of the clean priority.
 
-def decide(
-    priority: Sequence[float],
-    rule: StopRule | None,
-    average_lag: int,
-    initial_loss: float,
-    first: int | None = 1,
-) -> Decision:
-    """Judge the curve of the clean priority.
-
-    Args:
-        priority: Its value after each epoch, the first at epoch 1; not empty.
-        rule: When to stop; None: never.
-        average_lag: Epochs by which the kept weights trail the raw ones.
-        initial_loss: Mean loss that the training began with; without a positive one any fall that
-            lasts is enough.
-        first: The first epoch after which labels could be judged; None: none yet.
-    """
-    now = len(priority)
-    tolerance = (rule or StopRule()).tolerance * (initial_loss if initial_loss > 0 else 0.0)
-    peak = peak_epoch(priority, first)
-    top = priority[peak - 1]
-    alike = [e for e in range(peak, now + 1) if priority[e - 1] >= top - _ALIKE * tolerance]
-    best = min(alike[-1] + average_lag, now)
-    gone_by = f"the clean priority peaked at epoch {peak} of {now}"
-    if rule is None:
-        return Decision(False, StopReason.NO_RULE, now, best, f"measuring only: {gone_by}")
-    if now < rule.min_epochs:
-        message = f"too early to judge: epoch {now} of at least {rule.min_epochs}"
-        return Decision(False, StopReason.TOO_EARLY, now, best, message)
-    if first is None:
-        message = "too early to judge: most labels still look wrong, so little has been learnt"
-        return Decision(False, StopReason.TOO_EARLY, now, best, message)
-    fall = top - max(priority[-rule.patience :])
-    if not fall > 0 or fall < tolerance:
+        Args:
+            history: The records of the epochs, the first one first; not empty. Only `priority`,
+                `noise_rate` and `initial_loss` are looked at.
+        """
+        now, curve = len(history), _priority(history)
+        if now not in curve:
+            message = "not judged: the clean priority of this epoch is not known"
+            return Decision(False, StopReason.TOO_EARLY, now, None, message)
+        first, tolerance = first_judged(history), self._fall_needed(history)
+        peak = max((e for e in curve if e >= (first or now)), key=curve.__getitem__)
+        best = max(e for e in curve if e >= peak and curve[e] >= curve[peak] - _ALIKE * tolerance)
+        if now < self.min_epochs:
+            message = f"too early to judge: epoch {now} of at least {self.min_epochs}"
+            return Decision(False, StopReason.TOO_EARLY, now, best, message)
+        if first is None:
+            message = "too early to judge: most labels still look wrong, so little has been learnt"
+            return Decision(False, StopReason.TOO_EARLY, now, best, message)
+        fall = curve[peak] - max(list(curve.values())[-self.patience :])
+        if not fall > 0 or fall < tolerance:
+            message = (
+                f"clean labels still dominate: the clean priority peaked at epoch {peak} of {now}; "
+                f"it has fallen by {curve[peak] - curve[now]:.3f} since, and a stop takes "
+                f"{tolerance:.3f} in {_epochs(self.patience)} running"
+            )
+            return Decision(False, StopReason.CLEAN_DOMINATES, now, best, message)
         message = (
-            f"clean labels still dominate: {gone_by}; it has fallen by {top - priority[-1]:.3f} "
-            f"since, and a stop takes {tolerance:.3f} in {_epochs(rule.patience)} running"
+            f"noisy labels took over at epoch {peak}: over the {_epochs(now - peak)} since then "
+            "the updates have fitted noisy labels more than clean ones; "
+            f"restore_best() gives the weights of epoch {best}"
         )
-        return Decision(False, StopReason.CLEAN_DOMINATES, now, best, message)
-    message = (
-        f"noisy labels took over at epoch {peak}: over the {_epochs(now - peak)} since then the "
-        "updates have fitted noisy labels more than clean ones; "
-        f"restore_best() gives the weights of epoch {best}"
-    )
-    return Decision(True, StopReason.NOISY_DOMINATES, now, best, message)
+        return Decision(True, StopReason.NOISY_DOMINATES, now, best, message)
+
+    def _fall_needed(self, history: Sequence[Record]) -> float:
+        """In nats; without a positive initial loss any fall that lasts is enough."""
+        initial_loss = history[-1]["initial_loss"]
+        return self.tolerance * initial_loss if initial_loss and initial_loss > 0 else 0.0
 
 
-def peak_epoch(priority: Sequence[float], first: int | None) -> int:
-    """The epoch of the maximum from `first` on; the latest one for `first=None`."""
-    return max(range(first or len(priority), len(priority) + 1), key=lambda e: priority[e - 1])
+def measure_only(history: Sequence[Record]) -> Decision:
+    """The rule of `stop=None`: it knows the best epoch and never stops."""
+    judged = StopRule()(history)
+    message = f"measuring only: epoch {judged.best_epoch} of {judged.epoch} is the best so far"
+    return replace(judged, stop=False, reason=StopReason.NO_RULE, message=message)
+
+
+def first_judged(history: Sequence[Record]) -> int | None:
+    """The first epoch after which labels could be judged; None: none yet."""
+    rates = ((epoch, record["noise_rate"]) for epoch, record in enumerate(history, 1))
+    return next((epoch for epoch, rate in rates if rate is not None and rate < MOST_NOISE), None)
+
+
+def _priority(history: Sequence[Record]) -> dict[int, float]:
+    """Epoch -> clean priority, where it is known."""
+    values = {epoch: record["priority"] for epoch, record in enumerate(history, 1)}
+    return {epoch: value for epoch, value in values.items() if value is not None}
 
 
 def _epochs(count: int) -> str:

@@ -6,15 +6,17 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...records import HeadGradients, Observation, PassHealth
 from . import targets
 from .form import Form
-from .observed import Observed, Products
+from .products import Products
 
 Loss = nn.Module | Callable[..., Tensor]
 
@@ -28,7 +30,7 @@ _ON_NUMBERS = (
 
 
 class Criterion:
-    """Gives loss, residual and standing of each row.
+    """Gives loss and residual of each row, and where its label stands.
 
     Args:
         criterion: As it was passed in.
@@ -56,7 +58,7 @@ class Criterion:
 
     def __call__(
         self, logits: Tensor, target: Tensor, gradient: Tensor, form: Form, is_log: bool
-    ) -> Observed:
+    ) -> Observation:
         """Losses and residuals of K micro-batches.
 
         Args:
@@ -77,22 +79,13 @@ class Criterion:
         strength = products.along.sum(1) / products.square.sum(1)
         if self._judge is None:
             self._judge = self._find_judge(logits, target)
-        standing = self._judge(logits, target, self.ignored)
         loss = loss.detach().view(logits.shape[:2])
+        visits, in_range = self._judge(logits, target, self.ignored, loss)
         finite = products.finite & loss.sum(1).isfinite()
-        return Observed(
-            target=standing.target.flatten(),
-            residual=residual.flatten(0, 1),
-            sample_loss=loss.flatten(),
-            margin=standing.margin.flatten(),
-            error=standing.error.flatten(),
-            rival=standing.rival.flatten(),
-            counted=(standing.counted & finite.unsqueeze(1)).flatten(),
-            misfit=products.misfit(strength.unsqueeze(1), strength),
-            strength=strength,
-            in_range=standing.in_range,
-            finite=finite,
-            labels=standing.labels,
+        return Observation(
+            replace(visits, counted=visits.counted & finite.unsqueeze(1)).flat(),
+            PassHealth(finite, in_range, products.unexplained(strength.unsqueeze(1), strength)),
+            HeadGradients(residual.flatten(0, 1), strength),
         )
 
     def _find_judge(self, logits: Tensor, target: Tensor) -> targets.Judge:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...records import Labels
-from .observed import Observed, Products, class_margin
+from ...records import HeadGradients, Observation, PassHealth, TargetKind, Visits
+from .products import Products, class_margin
 
 _LEAST_WEIGHTED = 1e-5
 """Unexplained share from which on samples have weights of their own, which differ by 0.3 %."""
 
 
-def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
+def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observation:
     """Recover labels, losses and residuals of a cross-entropy loss nobody told us of.
 
     Class weights are recovered up to a common factor and returned with mean 1 over a micro-batch,
@@ -47,28 +47,36 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observed:
     products.square.masked_fill_(ignored, 0)
     counted = (~ignored).to(logits.dtype)
 
-    misfit = products.misfit(strength.unsqueeze(1) * counted, strength)
+    unexplained = products.unexplained(strength.unsqueeze(1) * counted, strength)
     by_class = _per_class(products.along, onehot) / _per_class(products.square, onehot)
     weighted = by_class.nan_to_num(nan=0.0, posinf=0.0).gather(1, target) * counted
-    is_weighted = misfit > max(_LEAST_WEIGHTED, (4 * given_type.eps) ** 2)
+    is_weighted = unexplained > max(_LEAST_WEIGHTED, (4 * given_type.eps) ** 2)
     mean_weight = weighted.sum(1) / counted.sum(1)
     weight = torch.where(is_weighted.unsqueeze(1), weighted / mean_weight.unsqueeze(1), counted)
     loss = (log_total - logits.gather(2, target.unsqueeze(2))).squeeze(2)
     finite = products.finite & log_total.sum((1, 2)).isfinite()
     margin, rival = class_margin(probability, target)
-    return Observed(
-        target=target.flatten(),
-        residual=(residual * weight.unsqueeze(2)).flatten(0, 1),
-        sample_loss=(loss * weight).flatten(),
-        margin=margin.flatten(),
-        error=error.flatten(),
-        rival=rival.flatten(),
-        counted=(~ignored & finite.unsqueeze(1)).flatten(),
-        misfit=torch.where(is_weighted, products.misfit(weighted, strength), misfit),
-        strength=torch.where(is_weighted, mean_weight, strength),
-        in_range=torch.ones_like(is_weighted),
-        finite=finite,
-        labels=Labels.ONE,
+    return Observation(
+        Visits(
+            given_label=target.flatten(),
+            sample_loss=(loss * weight).flatten(),
+            margin=margin.flatten(),
+            error=error.flatten(),
+            rival=rival.flatten(),
+            counted=(~ignored & finite.unsqueeze(1)).flatten(),
+            targets=TargetKind.ONE,
+        ),
+        PassHealth(
+            finite=finite,
+            in_range=torch.ones_like(is_weighted),
+            unexplained=torch.where(
+                is_weighted, products.unexplained(weighted, strength), unexplained
+            ),
+        ),
+        HeadGradients(
+            residual=(residual * weight.unsqueeze(2)).flatten(0, 1),
+            strength=torch.where(is_weighted, mean_weight, strength),
+        ),
     )
 
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...records import Labels
-from .observed import Observed
+from ...records import HeadGradients, Observation, TargetKind, Visits
 
 
-def of_samples(observed: Observed, positions: int, reached: Tensor | None) -> Observed:
+def of_samples(rows: Observation, positions: int, reached: Tensor | None) -> Observation:
     """Samples, from what was observed of their positions.
 
     Positions that the loss ignores don't count. Under a mean over all positions of a batch, each
@@ -19,31 +18,35 @@ def of_samples(observed: Observed, positions: int, reached: Tensor | None) -> Ob
     gradients is the gradient of that loss.
 
     Args:
-        observed: With one row for each position, `[K · B · P]`.
+        rows: With one row for each position, `[K · B · P]`.
         positions: Their number P for each sample.
         reached: How many positions the loss counts, measured or not, `[K]`; None where all are
             measured. The strength is that of the whole gradient of the logits.
     """
-    counted = observed.counted.view(-1, positions).to(observed.sample_loss.dtype)
+    counted = rows.visits.counted.view(-1, positions).to(rows.visits.sample_loss.dtype)
+    number, passes = counted.sum(1), len(rows.health.finite)
+    samples = (number > 0).view(passes, -1).sum(1)
+    measured = number.view(passes, -1).sum(1).clamp(min=1)
+    residual = rows.head.residual.view(passes, -1) * (samples / measured).unsqueeze(1)
+    head = HeadGradients(
+        residual=residual.view(-1, positions, rows.head.residual.shape[1]),
+        strength=rows.head.strength * (measured if reached is None else reached) / samples,
+    )
+    return replace(rows, visits=_mean_visits(rows.visits, counted), head=head)
+
+
+def _mean_visits(rows: Visits, counted: Tensor) -> Visits:
+    """Means over the positions that count, `[B, P]`."""
     number = counted.sum(1)
     share = counted / number.clamp(min=1).unsqueeze(1)
-    is_counted = number > 0
-    micro_batches = len(observed.finite)
-    samples = is_counted.view(micro_batches, -1).sum(1)
-    measured = number.view(micro_batches, -1).sum(1).clamp(min=1)
-    weight = samples / measured
-    residual = observed.residual.view(micro_batches, -1) * weight.unsqueeze(1)
     unknown = torch.full_like(number, -1, dtype=torch.int64)
-    several = observed.labels is not Labels.NUMBERS
-    return replace(
-        observed,
-        target=unknown,
-        residual=residual.view(-1, positions, observed.residual.shape[1]),
-        sample_loss=(observed.sample_loss.view_as(share) * share).sum(1),
-        margin=(observed.margin.view_as(share) * share).sum(1),
-        error=(observed.error.view_as(share) * share).sum(1),
+    has_classes = rows.targets is not TargetKind.NUMBERS
+    return Visits(
+        given_label=unknown,
+        sample_loss=(rows.sample_loss.view_as(share) * share).sum(1),
+        margin=(rows.margin.view_as(share) * share).sum(1),
+        error=(rows.error.view_as(share) * share).sum(1),
         rival=unknown,
-        counted=is_counted,
-        strength=observed.strength * (measured if reached is None else reached) / samples,
-        labels=Labels.SEVERAL if several else observed.labels,
+        counted=number > 0,
+        targets=TargetKind.SEVERAL if has_classes else rows.targets,
     )

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...records import Labels
-from .observed import class_error, class_margin
+from ...records import TargetKind, Visits
+from .products import class_error, class_margin
 
 _MOST_ERROR = math.sqrt(2)
 """Norm of the error in probabilities where all of it is on a wrong class."""
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Where the labels stand; the fields are those of `records.Batch`, `[K, R]` or `[K]`."""
-
-    target: Tensor
-    margin: Tensor
-    error: Tensor
-    rival: Tensor
-    counted: Tensor
-    in_range: Tensor
-    labels: Labels
+Judge = Callable[[Tensor, Tensor, int | None, Tensor], tuple[Visits, Tensor]]
+"""(outputs `[K, R, C]`, target `[K, R]` or `[K, R, C]`, ignored label, loss `[K, R]`) -> what the
+rows show, `[K, R]` each, and whether all labels of a pass are classes, bool `[K]`."""
 
 
-Judge = Callable[[Tensor, Tensor, int | None], Standing]
-"""(outputs `[K, R, C]`, target `[K, R]` or `[K, R, C]`, ignored label) -> where labels stand."""
-
-
-def classes(logits: Tensor, target: Tensor, ignored: int | None) -> Standing:
+def classes(
+    logits: Tensor, target: Tensor, ignored: int | None, loss: Tensor
+) -> tuple[Visits, Tensor]:
     """One class per row, by its number or by its probability."""
     hard = target if target.ndim == 2 and not target.is_floating_point() else target.argmax(2)
     counted = torch.ones_like(hard, dtype=torch.bool)
@@ -44,70 +33,82 @@ def classes(logits: Tensor, target: Tensor, ignored: int | None) -> Standing:
     hard = torch.where(inside, hard, 0)
     probability = logits.softmax(2)
     margin, rival = class_margin(probability, hard)
-    return Standing(
-        target=hard,
+    visits = Visits(
+        given_label=hard,
+        sample_loss=loss,
         margin=margin,
         error=class_error(probability, hard),
         rival=rival,
         counted=counted & inside,
-        in_range=in_range,
-        labels=Labels.ONE,
+        targets=TargetKind.ONE,
     )
+    return visits, in_range
 
 
-def bits(logits: Tensor, target: Tensor, ignored: int | None) -> Standing:
+def bits(
+    logits: Tensor, target: Tensor, ignored: int | None, loss: Tensor
+) -> tuple[Visits, Tensor]:
     """Yes or no at each logit; a single logit makes two classes."""
-    return probable_bits(logits.sigmoid(), target, ignored)
+    return probable_bits(logits.sigmoid(), target, ignored, loss)
 
 
-def probable_bits(probability: Tensor, target: Tensor, ignored: int | None) -> Standing:
+def probable_bits(
+    probability: Tensor, target: Tensor, ignored: int | None, loss: Tensor
+) -> tuple[Visits, Tensor]:
     """The same for probabilities of yes."""
     yes = target.view_as(probability).to(probability.dtype)
     agreement = (2 * yes - 1) * (2 * probability - 1)
     hard = (yes[..., 0] > 0.5).long()
     is_one = probability.shape[2] == 1
     unknown = torch.full_like(hard, -1)
-    return Standing(
-        target=hard if is_one else unknown,
+    visits = Visits(
+        given_label=hard if is_one else unknown,
+        sample_loss=loss,
         margin=agreement.mean(2),
         error=_MOST_ERROR * (probability - yes).abs().mean(2),  # of the two classes yes and no
         rival=1 - hard if is_one else unknown,
         counted=torch.ones_like(hard, dtype=torch.bool),
-        in_range=((yes >= 0) & (yes <= 1)).all(2).all(1),
-        labels=Labels.ONE if is_one else Labels.SEVERAL,
+        targets=TargetKind.ONE if is_one else TargetKind.SEVERAL,
     )
+    return visits, ((yes >= 0) & (yes <= 1)).all(2).all(1)
 
 
-def scores(outputs: Tensor, target: Tensor, ignored: int | None) -> Standing:
+def scores(
+    outputs: Tensor, target: Tensor, ignored: int | None, loss: Tensor
+) -> tuple[Visits, Tensor]:
     """One class per row, as a row of zeros and a one, which the outputs should equal."""
     hard = target.argmax(2)
     margin, rival = class_margin(outputs, hard)
     counted = torch.ones_like(hard, dtype=torch.bool)
-    return Standing(
-        target=hard,
+    visits = Visits(
+        given_label=hard,
+        sample_loss=loss,
         margin=margin.clamp(-1, 1),
         error=class_error(outputs, hard).clamp(max=_MOST_ERROR),
         rival=rival,
         counted=counted,
-        in_range=counted.all(1),
-        labels=Labels.ONE,
+        targets=TargetKind.ONE,
     )
+    return visits, counted.all(1)
 
 
-def numbers(outputs: Tensor, target: Tensor, ignored: int | None) -> Standing:
+def numbers(
+    outputs: Tensor, target: Tensor, ignored: int | None, loss: Tensor
+) -> tuple[Visits, Tensor]:
     """Numbers without classes; neither margin nor error tells a wrong one."""
     unknown = torch.full(outputs.shape[:2], -1, device=outputs.device)
     counted = torch.ones_like(unknown, dtype=torch.bool)
     nothing = torch.full_like(outputs[..., 0], torch.nan)
-    return Standing(
-        target=unknown,
+    visits = Visits(
+        given_label=unknown,
+        sample_loss=loss,
         margin=nothing,
         error=nothing,
         rival=unknown,
         counted=counted,
-        in_range=counted.all(1),
-        labels=Labels.NUMBERS,
+        targets=TargetKind.NUMBERS,
     )
+    return visits, counted.all(1)
 
 
 def is_one_hot(target: Tensor, classes: int) -> bool:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...capture import private
 from ...capture.hooks import Guard, Hook
 from ...capture.parameters import ParameterChanges, trained_parameters
 from ...capture.passes import Forward, Pass
-from ...records import Batch, GroupGradients
+from ...records import GroupGradients, Visits
 from .engine import MakeEngine, TrainedPass
 
 
 class AllParameters:
     """Follows the passes of measured steps with an engine, until `close()`.
 
-    Its failure ends nothing else: losses, suspects and the stop go on.
+    A `Scope`. Its failure ends nothing else: losses, suspects and the stop go on.
 
     Args:
         model: The model that the loop calls.
         optimizer: The optimizer that trains its parameters.
         make_engine: The engine's constructor.
         is_measured: Whether the running optimizer step is measured.
-        noisy_weight: How noisy the labels of a batch are taken to be, `[B]`.
+        noisy_weight: How noisy the labels of some samples are taken to be, `[B]`.
         guard: What all hooks of the monitor share.
         on_problem: Gets a sentence on what can't be measured.
     """
@@ -38,10 +40,11 @@ class AllParameters:
         make_engine: MakeEngine,
         *,
         is_measured: Callable[[], bool],
-        noisy_weight: Callable[[Batch], Tensor],
+        noisy_weight: Callable[[Visits], Tensor],
         guard: Guard,
         on_problem: Callable[[str], None],
     ) -> None:
+        self.is_of_all = True
         self.coverage = float("nan")
         """Share of the trained parameters that is measured; NaN before the first measured step."""
         self._model = model
@@ -67,13 +70,13 @@ class AllParameters:
         # the forward pass, if that was before another step: a checkpointed layer that is computed
         # once more must save the same tensors as before.
         backward, was_followed = self._running
-        if backward != -1 and backward == torch._C._current_graph_task_id():
+        if backward != -1 and backward == private.backward_pass():
             return was_followed
         return not self._is_over and self._is_measured()
 
     def backward_begins(self, forward: Forward) -> None:
-        """The gradient of some logits has arrived, whether the pass is measured or not."""
-        self._running = torch._C._current_graph_task_id(), forward.is_followed
+        """See `Scope`."""
+        self._running = private.backward_pass(), forward.is_followed
 
     def _failed(self, error: Exception) -> None:
         if not self._has_failed:
@@ -83,71 +86,49 @@ class AllParameters:
             )
         self._has_failed = True
 
-    def forward_done(self, forward: Forward, position: int, call: Any, output: Any) -> None:
-        """The model's forward pass is over.
-
-        Args:
-            forward: The pass.
-            position: Which of the model's outputs the logits are.
-            call: What the model was called with.
-            output: What it gave.
-        """
+    def forward_done(self, forward: Forward, call: Any, output: Any) -> None:
+        """See `Scope`."""
         if not self._follows():
             return
-        forward.is_followed = True
-        forward.position, forward.call = position, call
+        forward.is_followed, forward.call = True, call
         try:
             forward.seen = self._engine.forward_done(output, forward.samples)
         except Exception as error:
             self._failed(error)
 
-    def await_gradient(self, forward: Pass, node: Any, output: int) -> None:
-        """Follow the backward pass, once the pass itself has been observed.
-
-        Args:
-            forward: The pass.
-            node: The operation that gave the model's logits, which the user may have let go.
-            output: Which of its outputs they are.
-        """
-        if not forward.source.is_followed or node is None:
+    def await_gradient(self, one: Pass, node: Any, output: int) -> None:
+        """See `Scope`; the pass itself is observed first."""
+        if not one.source.is_followed or node is None:
             return
 
         def called(gradients: tuple[Tensor | None, ...]) -> None:
             gradient = gradients[output]
             if gradient is not None:
-                self._backward_began(forward, gradient)
+                self._backward_began(one, gradient)
 
         node.register_prehook(Hook(called, self._guard))
 
-    def _backward_began(self, forward: Pass, gradient: Tensor) -> None:
-        source = forward.source
+    def _backward_began(self, one: Pass, gradient: Tensor) -> None:
+        source = one.source
         call, source.call = source.call, None
-        if forward.batch is None or call is None or self._has_failed:
+        if one.observation is None or call is None or self._has_failed:
             return
         with torch.no_grad():
             args, kwargs = call
             trained = TrainedPass(
                 args,
                 kwargs,
-                logit_position=source.position,
+                logits_at=source.logits_at,
                 gradient=gradient.detach(),
                 # Where no sample counts, nothing tells the strength, and nothing needs it.
-                strength=torch.where(gradient.any(), forward.batch.strength[0], 1.0),
-                noisy_weight=self._noisy_weight(forward.batch),
+                strength=torch.where(gradient.any(), one.observation.head.strength[0], 1.0),
+                noisy_weight=self._noisy_weight(one.observation.visits),
                 seen=source.seen,
             )
             self._engine.backward_began(trained)
 
     def step_begins(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """The optimizer is about to change the parameters.
-
-        Args:
-            args: Of its `step`, the optimizer itself first.
-            kwargs: Of its `step`.
-
-        Returns:
-            The same with a closure that tells when its backward pass is over; None without closure.
-        """
+        """See `Scope`; a closure is replaced by one that tells when its backward pass is over."""
         if not self._follows() or self._has_failed:
             return None
         self._changes.remember(trained_parameters(self._model, self._optimizer))
@@ -169,17 +150,11 @@ class AllParameters:
         except Exception as error:
             self._failed(error)
 
-    def step_done(
-        self, *, has_passes: bool
-    ) -> tuple[GroupGradients | None, dict[str, Tensor] | None]:
-        """What the samples and the optimizer did to the parameters; None twice if unknown.
-
-        Args:
-            has_passes: Whether the step was measured and had any.
-        """
+    def step_done(self, *, has_passes: bool) -> GroupGradients | None:
+        """See `Scope`."""
         changes = self._changes.take()
         if self._is_over:
-            return None, None
+            return None
         gradients = None
         try:
             gradients = self._engine.collect()
@@ -187,7 +162,7 @@ class AllParameters:
             self._failed(error)
         self._is_over = self._has_failed
         if self._has_failed or not changes:
-            return None, None
+            return None
         if gradients is None:
             if has_passes:
                 self._on_problem(
@@ -195,19 +170,19 @@ class AllParameters:
                     "from the model's output, or one backward pass went through several forward "
                     "passes for the first time"
                 )
-            return None, None
+            return None
         self.coverage = gradients.coverage
-        return gradients, changes
+        return replace(gradients, changes=changes)
 
     def discard(self) -> None:
-        """Gradients were reset without a step."""
+        """See `Scope`."""
         self._engine.discard()
 
     def turn_off(self) -> None:
-        """Measure nothing from the next step on."""
+        """See `Scope`."""
         self._has_failed = True
 
     def close(self) -> None:
-        """Leave the model as it was found."""
+        """See `Scope`."""
         self._is_over = True
         self._engine.close()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...capture import private
 from ...capture.hooks import Guard
 from ...capture.parameters import GradientTotals, layer_errors, layer_of
 from ...capture.rerun import is_autocast, is_compiled
@@ -25,7 +25,7 @@ def refuse_batch_norm(model: nn.Module, engine: str) -> None:
         ArgumentValueError: Naming the layer.
     """
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
+        if isinstance(module, private.BATCH_NORMS) and module.training:
             raise ArgumentValueError(
                 f'got engine="{engine}" and {name or "a model"} ({type(module).__name__}), which '
                 "in training normalises each sample by its whole batch, so that no sample has a "
@@ -102,7 +102,7 @@ class SumCheck:
         """A backward pass has begun."""
         if not self._is_over and len(trained.gradient):
             # accelerate turns half-precision logits into float32 before anyone sees them.
-            is_patched = hasattr(self._model, "_original_forward")
+            is_patched = private.is_patched_by_accelerate(self._model)
             self._largest_error = largest_error(
                 is_half=self._is_autocast or is_patched or trained.gradient.element_size() < 4,
                 device=trained.gradient.device,

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from ...capture import private
 from ...capture.hooks import Guard
 from ...capture.parameters import GradientTotals
 from ...capture.rerun import is_compiled
@@ -62,7 +62,9 @@ class ClosedFormEngine:
         self._model = model
         self._guard = guard
         self._on_problem = on_problem
-        self._mixing = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
+        self._mixing = {
+            n: m for n, m in model.named_modules() if isinstance(m, private.BATCH_NORMS)
+        }
         self._is_mixed = False
         self._totals = GradientTotals(guard, self._total_arrived)
         self._ledger = Ledger(self._totals, on_problem)
@@ -149,7 +151,9 @@ class ClosedFormEngine:
         frame.noisy_weight, frame.strength = trained.noisy_weight, trained.strength
         if not self._totals.expect(self._layers.parameters, trained.strength):
             self._ledger.has_totals = False
-        self._ledger.meddled = {n for n, p in self._layers.parameters.items() if p._backward_hooks}
+        self._ledger.meddled = {
+            n for n, p in self._layers.parameters.items() if private.has_gradient_hooks(p)
+        }
         self._frames.append(frame)
         self._layers.running = frame
         weights = torch.stack((trained.noisy_weight, 1 - trained.noisy_weight))
@@ -195,7 +199,7 @@ class ClosedFormEngine:
         try:
             uses = self._uses(call, call.kept.take(), gradients, names)
         except Exception as error:  # one layer's failure must not take the others with it
-            if type(error).__module__ == torch.utils.checkpoint.__name__:
+            if private.ends_recomputation(error):
                 raise
             self._ledger.leave_out(names.values(), _reason(call.module, error))
             return

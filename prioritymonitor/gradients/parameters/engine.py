@@ -25,7 +25,7 @@ class TrainedPass:
     args: tuple[Any, ...]
     """What the model was called with."""
     kwargs: dict[str, Any]
-    logit_position: int
+    logits_at: int
     """Which of `logits_in(output)` the logits are."""
     gradient: Tensor
     """What reached the logits, in the shape and type that the model gave them, `[B, ...]`."""

@@ -154,7 +154,7 @@ class FuncEngine:
             {inner: wanted[name].detach() for inner, name in names.items()},
             trained.args,
             trained.kwargs,
-            trained.logit_position,
+            trained.logits_at,
         )
         return function, names
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from ...capture import private
 from ...capture.hooks import Guard, Hook, ModuleHook
 from ...capture.parameters import trained_parameters
 from ...capture.rerun import RandomState
@@ -155,7 +156,7 @@ class LayerWatch:
 
 def is_in_backward() -> bool:
     """True inside a backward pass, as where a checkpointed layer is called once more."""
-    return torch._C._current_graph_task_id() != -1
+    return private.backward_pass() != -1
 
 
 def _layers_with_samples_second(model: nn.Module) -> set[nn.Module]:

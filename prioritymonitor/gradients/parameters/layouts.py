@@ -10,18 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
+from ...capture import private
 from ...capture.head import logits_in
 from ...capture.rerun import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
 from .calls import Frame
 from .engine import TrainedPass
 from .ledger import Ledger
-
-_BY_CHANNEL = (_ConvNd, _BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-"""Layers whose second dimension is channels, never samples."""
-
 
 _LARGEST_ERROR = 0.1
 """Relative; a wrong order is off by about 1, half precision by a few hundredths."""
@@ -102,7 +97,9 @@ def doubt(module: nn.Module, shape: tuple[int, ...], samples: int) -> str | None
     """
     if samples == 1 or not shape:
         return None
-    has_second = len(shape) > 2 and shape[1] == samples and not isinstance(module, _BY_CHANNEL)
+    has_second = (
+        len(shape) > 2 and shape[1] == samples and not isinstance(module, private.BY_CHANNEL)
+    )
     if shape[0] == samples:
         return "both of two dimensions" if has_second else None
     if shape[0] % samples:
@@ -141,7 +138,7 @@ def signed_gradients(
     with unchanged_randomness(device), quiet(module, device), torch.enable_grad():
         begun.restore()
         output = functional_call(module, {**leaves, **buffers}, trained.args, trained.kwargs)
-        logits = logits_in(output)[trained.logit_position]
+        logits = logits_in(output)[trained.logits_at]
         residual = (trained.gradient / trained.strength).reshape(logits.shape).to(logits.dtype)
         by_sample = sign.to(residual.dtype).view(-1, *(1 for _ in residual.shape[1:]))
         found = torch.autograd.grad(

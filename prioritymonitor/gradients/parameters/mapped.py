@@ -25,14 +25,14 @@ class SampleFunction:
         args: What the model was called with, B samples. Tensors of B rows are taken sample by
             sample, everything else is shared by the samples.
         kwargs: The same.
-        logit_position: Which of `logits_in(output)` the logits are.
+        logits_at: Which of `logits_in(output)` the logits are.
     """
 
     module: nn.Module
     parameters: dict[str, Tensor]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    logit_position: int
+    logits_at: int
 
     def mapped(self, residual: Tensor, part: slice) -> dict[str, Tensor]:
         """Gradients of some samples, all at once.
@@ -91,7 +91,7 @@ class SampleFunction:
         # What a forward pass does to its buffers must be lost.
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         output = functional_call(self.module, parameters | buffers, args, kwargs)
-        logits = logits_in(output)[self.logit_position]
+        logits = logits_in(output)[self.logits_at]
         if logits.shape != (1, *shape):
             raise PriorityMonitorError(
                 f'engine="func" got logits of shape {list(logits.shape)} for one sample, where the '

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...capture import private
 from ...capture.hooks import Guard, Hook, ModuleHook
 from ...capture.parameters import trained_parameters
 from ...capture.rerun import is_compiled
@@ -140,11 +141,11 @@ class OpacusEngine:
     def backward_began(self, trained: TrainedPass) -> None:
         """Wait for the end of the backward pass, before anyone can reset what it brings."""
         self._check.expect(self._parameters(), trained)
-        backward = torch._C._current_graph_task_id()
+        backward = private.backward_pass()
         if backward != self._backward:
             self._backward, self._in_backward = backward, []
             over = Hook(self._backward_over, self._guard)
-            torch.autograd.Variable._execution_engine.queue_callback(over)
+            private.when_backward_is_over(over)
         self._in_backward.append(trained)
 
     def _backward_over(self) -> None:

@@ -1,34 +1,12 @@
-"""What a loss did to each sample, and how well it explains the gradient of the logits."""
+"""How well a loss explains the gradient of the logits, and where labels stand among classes."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...records import Labels
-
 _ROUNDINGS = 16.0
 """How many times the rounding of a probability near 1 a residual may be off."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What the loss did to each sample; the fields are those of `records.Batch`."""
-
-    target: Tensor
-    residual: Tensor
-    sample_loss: Tensor
-    margin: Tensor
-    error: Tensor
-    rival: Tensor
-    counted: Tensor
-    finite: Tensor
-    in_range: Tensor
-    misfit: Tensor
-    strength: Tensor
-    labels: Labels
 
 
 class Products:
@@ -45,20 +23,20 @@ class Products:
         self._entries = gradient[0].numel()
         self._eps = torch.finfo(gradient.dtype).eps
 
-    def misfit(self, factor: Tensor, strength: Tensor) -> Tensor:
+    def unexplained(self, factor: Tensor, strength: Tensor) -> Tensor:
         """Share of the gradient's energy that `factor` times the residual does not explain, `[K]`.
 
         Where every sample is fit, the gradient is the rounding of probabilities near 1; as much as
-        rounding could do is no misfit.
+        rounding could do is explained.
 
         Args:
             factor: `[K, R]`.
             strength: Size of the gradient over the residual, `[K]`.
         """
         energy = self.energy.sum(1)
-        unexplained = self.energy - 2 * factor * self.along + factor.square() * self.square
+        left = self.energy - 2 * factor * self.along + factor.square() * self.square
         rounding = self._entries * (_ROUNDINGS * self._eps * strength).square()
-        return ((unexplained.sum(1) - rounding).clamp(min=0) / energy).nan_to_num(nan=0.0)
+        return ((left.sum(1) - rounding).clamp(min=0) / energy).nan_to_num(nan=0.0)
 
 
 def class_margin(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

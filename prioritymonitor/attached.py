@@ -1,0 +1,84 @@
+"""What a run has put on the user's objects: on loader, model, criterion and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .arguments import Settings
+from .capture.hooks import Guard
+from .capture.loader.recorder import LoaderRecorder
+from .capture.scope import HeadScope, Scope
+from .capture.step import StepCapture
+from .gradients.parameters import ENGINES
+from .gradients.parameters.all_parameters import AllParameters
+from .records import Observation, Step, Visits
+
+
+class Attached:
+    """Nothing at first; `detach()` takes off whatever was put on, at any time and again.
+
+    Args:
+        guard: What all hooks of the run share.
+    """
+
+    capture: StepCapture
+
+    def __init__(self, guard: Guard) -> None:
+        self.recorder: LoaderRecorder | None = None
+        self.scope: Scope = HeadScope()
+        self._guard = guard
+
+    def to_loader(self, loader: Any, on_epoch_end: Callable[[], None]) -> LoaderRecorder:
+        """Follow the batches of the train loader."""
+        self.recorder = LoaderRecorder(loader, on_epoch_end, self._guard)
+        return self.recorder
+
+    def to_training(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        settings: Settings,
+        *,
+        is_measured: Callable[[int], bool],
+        noisy_weight: Callable[[Visits], Tensor],
+        on_observation: Callable[[Observation], None],
+        on_step: Callable[[Step], None],
+        on_problem: Callable[[str], None],
+    ) -> StepCapture:
+        """Follow passes and steps; the arguments are those of `StepCapture` and its scope."""
+        if settings.engine is not None:
+            self.scope = AllParameters(
+                model,
+                optimizer,
+                ENGINES[settings.engine],
+                is_measured=lambda: is_measured(self.capture.steps),
+                noisy_weight=noisy_weight,
+                guard=self._guard,
+                on_problem=on_problem,
+            )
+        known = settings.known_noise
+        self.capture = StepCapture(
+            model,
+            optimizer,
+            settings.criterion,
+            settings.head,
+            recorder=self.recorder,
+            is_measured=is_measured,
+            one_by_one=known is not None and known.needs_inputs,
+            scope=self.scope,
+            on_observation=on_observation,
+            on_step=on_step,
+            guard=self._guard,
+        )
+        return self.capture
+
+    def detach(self) -> None:
+        """Leave model, criterion, optimizer and loader as they were found."""
+        self._guard.attachments.remove_all()
+        self.scope.close()
+        if self.recorder is not None:
+            self.recorder.close()

@@ -1,0 +1,136 @@
+"""Every undocumented name of torch that is used here, behind a function that says what it is for.
+
+A new version of torch is looked at in this file alone; `tests/capture/test_private.py` tells what
+has changed. All of them are there in torch 2.2 to 2.13 unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+BATCH_NORMS = _BatchNorm
+"""Layers that normalise each sample by its whole batch."""
+
+BY_CHANNEL = (_ConvNd, _BatchNorm, nn.GroupNorm, _InstanceNorm)
+"""Layers whose dimension 1 counts channels."""
+
+HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""Attributes in which a module keeps its hooks."""
+
+_CHECKPOINT = torch.utils.checkpoint.__name__
+
+
+# Graphs that are being compiled
+
+_codes: set[CodeType] = set()
+_skipped: set[CodeType] = set()
+_run_disabled: Callable[..., Any] | None = None
+
+
+def never_compile(function: Callable[..., Any]) -> None:
+    """Have a function traced through, but never compiled by itself.
+
+    Importing torch._dynamo takes a second, so that it is told only once someone else has imported
+    it; whoever compiles a model has.
+    """
+    _codes.add(function.__code__)
+    tell_dynamo()
+
+
+def tell_dynamo() -> None:
+    """Pass on what `never_compile` was told, if that can be; next to free."""
+    if len(_skipped) < len(_codes) and "torch._dynamo" in sys.modules:
+        from torch._dynamo.eval_frame import skip_code
+
+        for code in _codes - _skipped:
+            skip_code(code)
+        _skipped.update(_codes)
+
+
+def run_outside_graphs(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a function so that neither it nor what it calls is compiled."""
+    global _run_disabled
+    if _run_disabled is None:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        tell_dynamo()
+        _run_disabled = torch.compiler.disable(_run)
+    return _run_disabled(function, args, kwargs)
+
+
+def _run(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+def has_own_graph(module: nn.Module) -> bool:
+    """True for a module that was compiled, whole or in place."""
+    # Asked of every module in every pass, so by its dictionaries: a missing attribute is slow.
+    return "_orig_mod" in module._modules or vars(module).get("_compiled_call_impl") is not None
+
+
+def forget_own_graph(module: nn.Module) -> None:
+    """Have a module that was compiled in place called as it was written."""
+    vars(module)["_compiled_call_impl"] = None
+
+
+def inside_compiled(module: nn.Module) -> nn.Module | None:
+    """What `torch.compile` has wrapped; None for any other module."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def is_patched_by_accelerate(model: nn.Module) -> bool:
+    """True if accelerate has replaced `forward`: it turns half-precision logits into float32."""
+    return hasattr(model, "_original_forward")
+
+
+def is_traced() -> bool:
+    """True while `torch.jit.trace` runs a model."""
+    return torch._C._get_tracing_state() is not None
+
+
+def is_transform_running() -> bool:
+    """True inside a transform of `torch.func`, such as `vmap` or `grad`."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# Backward passes
+
+
+def backward_pass() -> int:
+    """Number of the backward pass that runs in this thread; −1 outside of one."""
+    return torch._C._current_graph_task_id()
+
+
+def when_backward_is_over(function: Callable[[], Any]) -> None:
+    """Have a function called at the end of the backward pass that runs."""
+    Variable._execution_engine.queue_callback(function)
+
+
+def ends_recomputation(error: Exception) -> bool:
+    """True for the exception by which activation checkpointing ends a pass that it runs again.
+
+    It may come through a hook that saves a tensor.
+    """
+    return type(error).__module__ == _CHECKPOINT
+
+
+def changes_of(tensor: Tensor) -> int:
+    """How many times a tensor was changed in place."""
+    return tensor._version
+
+
+def has_gradient_hooks(parameter: Tensor) -> bool:
+    """True if someone has put a hook on the gradient of a parameter."""
+    return bool(parameter._backward_hooks)

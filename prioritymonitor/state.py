@@ -1,0 +1,76 @@
+"""The state of a run as tensors and plain types, and the way back; nothing is ever half loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import ArgumentValueError
+from .records import RECORD_KEYS, Decision, Phase, StopReason
+
+if TYPE_CHECKING:
+    from .run import Run
+
+VERSION = 3
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """Everything that a resumed run needs."""
+    phase = run.resumes_as if run.phase is Phase.CLOSED else run.phase
+    return {
+        "version": VERSION,
+        "id": run.id,
+        "phase": phase.name,
+        "decision": vars(run.decision) | {"reason": run.decision.reason.name},
+        "steps": run.capture.steps,
+        "epoch": run.epoch,
+        "epoch_is_open": run.recorder is not None and run.recorder.is_open,
+        "expected_steps": run.expected_steps,
+        "latest": dict(run.meter.latest),
+        "records": [dict(record) for record in run.records],
+        "table": run.table.state_dict() if run.table is not None else None,
+        "keeper": run.keeper.state_dict() if run.keeper is not None else None,
+    }
+
+
+def load_state(run: Run, state: Any) -> None:
+    """Put a state into a run.
+
+    Raises:
+        ArgumentValueError: It is of another run, or damaged; the run is as it was.
+    """
+    version = state.get("version") if isinstance(state, dict) else type(state).__name__
+    if version != VERSION:
+        raise ArgumentValueError(
+            f"got a state of version {version}, and this is {VERSION}; resume with the "
+            "prioritymonitor that saved it, or start anew"
+        )
+    before = state_of(run)
+    try:
+        _load(run, state)
+    except Exception as error:
+        _load(run, before)
+        if isinstance(error, ArgumentValueError):
+            raise
+        raise ArgumentValueError(
+            f"got a damaged state ({type(error).__name__}: {error}); save it anew, or start "
+            "without it"
+        ) from error
+
+
+def _load(run: Run, state: dict[str, Any]) -> None:
+    for name, part in (("table", run.table), ("keeper", run.keeper)):
+        if (part is None) != (state[name] is None):
+            raise ArgumentValueError(
+                f"got a state {'without' if state[name] is None else 'with'} {name!r}; make the "
+                "monitor with the same train_loader and keep_best as the one that saved it"
+            )
+        if part is not None:
+            part.load_state_dict(state[name])
+    reason = StopReason[state["decision"]["reason"]]
+    run.decision = Decision(**state["decision"] | {"reason": reason})
+    run.id, run.epoch = str(state["id"]), int(state["epoch"])
+    run.expected_steps = float(state["expected_steps"])
+    run.meter.latest = {str(name): float(value) for name, value in state["latest"].items()}
+    run.records = tuple({key: one[key] for key in RECORD_KEYS} for one in state["records"])
+    epoch_is_open = bool(state["epoch_is_open"])
+    run.resume(Phase[state["phase"]], int(state["steps"]), epoch_is_open=epoch_is_open)
