@@ -1,4 +1,4 @@
-"""What a train loader handed out: a batch of a pass, and the pieces a loop cuts it into."""
+"""What a train loader handed out: a batch of a traversal, and the pieces a loop cuts it into."""
 
 from __future__ import annotations
 
@@ -9,29 +9,47 @@ from typing import Any
 from torch import Tensor
 
 
-class Turn:
-    """One pass over the loader."""
+class Traversal:
+    """One way through the loader: from `iter(loader)` to where it runs out or is broken off.
 
-    def __init__(self) -> None:
-        self.drawn: deque[Any] = deque()
-        """Indices that were drawn and whose batch was not handed out yet."""
+    Args:
+        most_ahead: How many batches may be drawn before the one of the first is handed out.
+    """
+
+    def __init__(self, most_ahead: int = 0) -> None:
+        self.drawn: deque[Any] = deque(maxlen=most_ahead + 1)
+        """What the sampler gave for the latest batches, the latest last."""
         self.handed_out = 0
         """Number of batches handed out."""
+        self.is_over = False
+        """True once the epoch that it made has ended."""
+
+    def drawn_for_batch(self, ahead: int | None) -> Any:
+        """What the sampler gave for a batch; None if it is not known.
+
+        Args:
+            ahead: How many batches were drawn after it; None if that is not known.
+        """
+        if ahead is None or ahead >= len(self.drawn):
+            return None
+        return self.drawn[-1 - ahead]
 
 
 @dataclass(eq=False)
 class HandedOut:
     """A batch that the loader gave to the training loop."""
 
-    turn: Turn
+    traversal: Traversal
     index: Tensor | None
-    """Positions in the data set, int64 `[B]` on the CPU."""
+    """Places in the data set, int64 `[B]` on the CPU; −1 for a sample that is not followed."""
     labels: Tensor | None
     """What looks like the labels of the batch: its second element, or its `labels` entry."""
     seen: int = 0
     """How many of its samples went through the model, for a loop that cuts a batch in pieces."""
     used: int = 0
     """How many of its samples were trained on already."""
+    came_late: bool = False
+    """True if the epoch of its traversal had ended when it was handed out."""
 
     @property
     def size(self) -> int | None:

@@ -1,0 +1,159 @@
+"""A `DataLoader` followed in place.
+
+The loader keeps its type and its samplers. Only the method that makes its iterators is shadowed:
+each draws its indices through a recording sampler and tells when it hands out a batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from .. import private
+from .iterators import Listener, RecordingSampler, is_recording, record, release
+
+_NOTHING: Any = object()
+
+
+class _Shadow:
+    """Stands in for a method of one loader, as an entry of its `__dict__`."""
+
+    name: str
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+        self.replaced = loader.__dict__.get(self.name, _NOTHING)
+        """What the user had put there."""
+
+    def original(self, *args: Any) -> Any:
+        """Call what it stands in for."""
+        if self.replaced is not _NOTHING:
+            return self.replaced(*args)
+        return getattr(type(self.loader), self.name)(self.loader, *args)
+
+    def take_off(self) -> None:
+        """Leave the entry as it was found, unless someone else's lies over it."""
+        if self.loader.__dict__.get(self.name) is not self:
+            return
+        if self.replaced is _NOTHING:
+            del self.loader.__dict__[self.name]
+        else:
+            self.loader.__dict__[self.name] = self.replaced
+
+
+class _UnwatchedCopies(_Shadow):
+    """Makes a copied or pickled loader another loader, with iterators and options of its own.
+
+    A subclass with a `__copy__` of its own isn't reached.
+    """
+
+    name = "__reduce_ex__"
+
+    def __call__(self, protocol: Any) -> Any:
+        """Say how to make the copy, as the loader itself would."""
+        return _without_shadows(self.original(protocol))
+
+
+def _without_shadows(reduced: Any) -> Any:
+    if isinstance(reduced, tuple):
+        return tuple(map(_without_shadows, reduced))
+    if not isinstance(reduced, dict):
+        return reduced
+    own = {
+        key: value.replaced if isinstance(value, _Shadow) else value
+        for key, value in reduced.items()
+    }
+    return {key: value for key, value in own.items() if value is not _NOTHING}
+
+
+class WatchedIterators(_Shadow):
+    """Makes the iterators of a loader, which tell the listeners what they do.
+
+    One serves all listeners of a loader; without any it is taken off.
+    """
+
+    name = private.GET_ITERATOR
+
+    @classmethod
+    def of(cls, loader: DataLoader[Any]) -> WatchedIterators:
+        """Those of the loader; without effect on one that nobody listens to yet."""
+        shadow = loader.__dict__.get(cls.name)
+        return shadow if isinstance(shadow, cls) else cls(loader)
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        super().__init__(loader)
+        self._copies = _UnwatchedCopies(loader)
+        self._listeners: list[Listener] = []
+        self._one_at_a_time = threading.RLock()
+
+    def add(self, listener: Listener) -> None:
+        """Tell one more listener from now on."""
+        self._listeners.append(listener)
+        self.loader.__dict__.update({self.name: self, self._copies.name: self._copies})
+        kept = private.kept_iterator(self.loader)
+        if private.is_loader_iterator(kept) and not is_recording(kept):
+            own = private.index_sampler(kept)
+            private.set_index_sampler(kept, self._recording_sampler(own))
+            self._follow(kept)
+
+    def remove(self, listener: Listener) -> None:
+        """Tell it no more; without listeners, leave the loader as it was found.
+
+        It may break off anywhere: once more, and what is left is done.
+        """
+        self._listeners[:] = [other for other in self._listeners if other is not listener]
+        if self._listeners:
+            return
+        self._copies.take_off()
+        self.take_off()
+        release(private.kept_iterator(self.loader))
+        for name in ("sampler", "batch_sampler"):  # if `__call__` broke off
+            _put_back(self.loader, name)
+
+    def __call__(self) -> Any:
+        """Make an iterator, as the loader itself would."""
+        if not self._listeners:
+            return self.original()
+        # Two threads would take each other's sampler for the loader's own.
+        with self._one_at_a_time:
+            iterator = self._drawing_from_a_recording_sampler()
+        self._follow(iterator)
+        return iterator
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Only where a subclass copies its own `__dict__`.
+        return functools.partial, (getattr(type(self.loader), self.name), self.loader)
+
+    def _drawing_from_a_recording_sampler(self) -> Any:
+        loader = self.loader
+        name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        if name not in loader.__dict__:  # a property of a subclass
+            return self.original()
+        # The iterator reads the sampler once, while it is made; the loader has its own back after.
+        try:
+            loader.__dict__[name] = self._recording_sampler(loader.__dict__[name])
+            return self.original()
+        finally:
+            _put_back(loader, name)
+
+    def _recording_sampler(self, sampler: Any) -> RecordingSampler:
+        most_ahead = self.loader.num_workers * (self.loader.prefetch_factor or 0)
+        return RecordingSampler(sampler, self._listeners, most_ahead)
+
+    def _follow(self, iterator: Any) -> None:
+        sampler = private.index_sampler(iterator)
+        is_ours = isinstance(sampler, RecordingSampler) and sampler.listeners is self._listeners
+        if not (is_ours and sampler.can_tell(iterator) and record(iterator)):
+            for listener in list(self._listeners):
+                listener.lose_identity(
+                    f"its iterator is of type {type(iterator).__name__}, which can't be followed"
+                )
+
+
+def _put_back(loader: DataLoader[Any], name: str) -> None:
+    sampler = loader.__dict__.get(name)
+    if isinstance(sampler, RecordingSampler):
+        loader.__dict__[name] = sampler.sampler
