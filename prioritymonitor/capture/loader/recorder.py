@@ -142,9 +142,9 @@ class LoaderRecorder:
             self.lose_identity("its sampler does not give integer indices")
             return None
         index = given.reshape(-1).astype(np.int64, copy=True)
-        outside = (index < 0) | (index >= self._size)
-        if outside.any():
-            index[outside] = -1
+        # As unsigned numbers, negative ones are beyond any size: one look at the batch is enough.
+        if index.size and index.view(np.uint64).max() >= self._size:
+            index[(index < 0) | (index >= self._size)] = -1
             self.not_followed = (
                 f"its sampler gives indices outside of the {self._size} samples that its data set "
                 "had at the start"
