@@ -114,30 +114,47 @@ def test_a_thread_without_batches_has_no_current_one():
     recorder.close()
 
 
-class Meeting(BatchSampler):
-    """Waits a moment for a second thread to ask for the indices, too."""
+class Crossing(BatchSampler):
+    """Asked by two threads: each goes on when the other is where it would be in the way."""
 
-    meeting = threading.Barrier(2, timeout=0.3)
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.came = [threading.Event(), threading.Event()]
+        self.first_is_done = threading.Event()
 
     def __iter__(self):
-        try:
-            self.meeting.wait()
-        except threading.BrokenBarrierError:
-            self.meeting.reset()
+        number = int(self.came[0].is_set())
+        self.came[number].set()
+        # In vain if one has to wait for the other, and then after a moment.
+        (self.first_is_done if number else self.came[1]).wait(timeout=0.3)
         return super().__iter__()
 
 
-def test_threads_that_begin_at_once_leave_the_loader_its_own_sampler():
-    sampler = Meeting(RandomSampler(range(SAMPLES)), 3, False)
+def test_threads_that_begin_at_once_get_a_sampler_each_and_leave_the_loader_its_own():
+    sampler = Crossing(RandomSampler(range(SAMPLES)), 3, False)
     loader = DataLoader(dataset(), batch_sampler=sampler)
     recorder, told = record(loader)
-    turns = Turns()
-    results = run_together(
-        lambda: traverse(recorder, loader, turns.first(), is_training=True),
-        lambda: traverse(recorder, loader, turns.second(), is_training=False),
-    )
-    assert loader.batch_sampler is sampler
-    for pairs in results:
+
+    second_is_done = threading.Event()
+
+    def first():
+        batches = iter(loader)
+        sampler.first_is_done.set()
+        second_is_done.wait()
+        return seen(batches)
+
+    def second():
+        sampler.came[0].wait()
+        batches = iter(loader)
+        second_is_done.set()
+        return seen(batches)
+
+    def seen(batches):
+        return [(recorder.current.index.tolist(), labels.tolist()) for _, labels in batches]
+
+    for pairs in run_together(first, second):
+        assert len(pairs) == 7
         assert all(index == labels for index, labels in pairs)
+    assert loader.batch_sampler is sampler
     assert told.errors == []
     recorder.close()
