@@ -153,7 +153,7 @@ def makes_iterators(loader: DataLoader[Any]) -> bool:
 def is_loader_iterator(iterator: Any) -> bool:
     """Whether torch made it for a `DataLoader`.
 
-    Reads `dataloader._BaseDataLoaderIter`, there since torch 1.2; without it False.
+    Reads `dataloader._BaseDataLoaderIter`, there since torch 1.7 or earlier; without it False.
     """
     base = getattr(torch.utils.data.dataloader, "_BaseDataLoaderIter", ())
     return isinstance(iterator, base)
@@ -170,7 +170,7 @@ def kept_iterator(loader: DataLoader[Any]) -> Any:
 def index_sampler(iterator: Any) -> Any:
     """What an iterator of a loader draws from, a sampler or batch sampler.
 
-    Reads `_BaseDataLoaderIter._index_sampler`, there since torch 1.2; without it None.
+    Reads `_BaseDataLoaderIter._index_sampler`, there since torch 1.7 or earlier; without it None.
     """
     return getattr(iterator, "_index_sampler", None)
 
@@ -191,3 +191,19 @@ def batches_ahead(iterator: Any) -> int | None:
     """
     sent, received = (getattr(iterator, name, None) for name in ("_send_idx", "_rcvd_idx"))
     return None if sent is None or received is None else sent - received
+
+
+def length(loader: DataLoader[Any]) -> int:
+    """`len(loader)`, without leaving a trace of the question.
+
+    Of an `IterableDataset`, torch notes the answer in `DataLoader._IterableDataset_len_called`,
+    there since torch 1.7 or earlier, and warns if more samples come; without the name it notes
+    nothing.
+    """
+    name = "_IterableDataset_len_called"
+    before = vars(loader).get(name)
+    try:
+        return len(loader)
+    finally:
+        if name in vars(loader):
+            vars(loader)[name] = before

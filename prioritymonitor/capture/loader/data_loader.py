@@ -58,15 +58,13 @@ class _UnwatchedCopies(_Shadow):
 
 
 def _without_shadows(reduced: Any) -> Any:
-    if isinstance(reduced, tuple):
+    # Of types that pickling itself makes; what a subclass has made of its own stays as it is.
+    if type(reduced) is tuple:
         return tuple(map(_without_shadows, reduced))
-    if not isinstance(reduced, dict):
+    if type(reduced) is not dict or not any(isinstance(v, _Shadow) for v in reduced.values()):
         return reduced
-    own = {
-        key: value.replaced if isinstance(value, _Shadow) else value
-        for key, value in reduced.items()
-    }
-    return {key: value for key, value in own.items() if value is not _NOTHING}
+    own = {k: v.replaced if isinstance(v, _Shadow) else v for k, v in reduced.items()}
+    return {k: v for k, v in own.items() if v is not _NOTHING}
 
 
 class WatchedIterators(_Shadow):

@@ -23,6 +23,8 @@ class Traversal:
         """Number of batches handed out."""
         self.is_over = False
         """True once the epoch that it made has ended."""
+        self.gave_way = False
+        """True if training went back to an earlier traversal meanwhile."""
 
     def drawn_for_batch(self, ahead: int | None) -> Any:
         """What the sampler gave for a batch; None if it is not known.

@@ -37,7 +37,8 @@ class LoaderRecorder:
         on_epoch_end: Callable[[], None],
         guard: Guard,
     ) -> None:
-        self.loader: DataLoader[Any] | None = loader
+        self.loader: DataLoader[Any] | None = None
+        """The loader; None after `close()`."""
         self.no_identity = _no_identity(loader)
         """Why batches can't be traced to samples; None if they can."""
         self.not_followed: str | None = None
@@ -52,8 +53,9 @@ class LoaderRecorder:
         self._of_thread = threading.local()
         self._traversal: Traversal | None = None
         self._stepped_with: HandedOut | None = None
-        self._iterators: WatchedIterators | None = WatchedIterators.of(loader)
+        self._iterators: WatchedIterators | None = None
         try:
+            self.loader, self._iterators = loader, WatchedIterators.of(loader)
             self._iterators.add(self)
         except BaseException:
             self.close()
@@ -72,15 +74,16 @@ class LoaderRecorder:
     @property
     def batches(self) -> int | None:
         """Number of batches of an epoch; None if the loader has no length, or after `close()`."""
-        return _length(self.loader)
+        return None if self.loader is None else _length(self.loader, private.length)
 
     def trained_on(self, batch: HandedOut) -> None:
         """A batch is about to be trained on."""
         if batch.traversal.is_over:
-            # Maybe once more on a batch of before; but no epoch ends while its batches go on.
-            if batch.came_late and batch.traversal is not self._traversal:
-                self.lose_identity("two passes over it are trained on in turns")
-            return
+            if batch.came_late and self._traversal is not None:
+                self._traversal.gave_way = self._traversal is not batch.traversal
+            return  # or once more on a batch of an epoch that has ended
+        if batch.traversal.gave_way:
+            self.lose_identity("two loops over it train in turns, and epochs can't be told")
         if self._traversal is not None and batch.traversal is not self._traversal:
             self._end(self._traversal)
         self.is_open, self._traversal = True, batch.traversal
@@ -136,17 +139,18 @@ class LoaderRecorder:
         if self.no_identity is not None or drawn is None:
             return None
         try:
-            given = np.asarray(drawn).reshape(-1)  # much faster than torch for a list
+            given = np.asarray(drawn)  # much faster than torch for a list
+            is_flat = given.ndim < 2 or given.size == len(given)
             # A batch by Poisson sampling may be empty, and says nothing then.
-            if given.size and given.dtype.kind not in "iu":
-                raise TypeError(f"got {given.dtype}")
+            if given.size and (given.dtype.kind not in "iu" or not is_flat):
+                raise TypeError(f"got {given.dtype} of shape {given.shape}")
         except (TypeError, ValueError, RuntimeError):
             self.lose_identity("its sampler does not give integer indices")
             return None
-        index = given.astype(np.int64, copy=True)
-        outside = (index < 0) | (index >= self._size)
-        if outside.any():
-            index[outside] = -1
+        index = given.reshape(-1).astype(np.int64, copy=True)
+        # As unsigned numbers, negative ones are beyond any size: one look at the batch is enough.
+        if index.size and index.view(np.uint64).max() >= self._size:
+            index[(index < 0) | (index >= self._size)] = -1
             self.not_followed = (
                 f"its sampler gives indices outside of the {self._size} samples that its data set "
                 "had at the start"
@@ -178,9 +182,9 @@ def _no_identity(loader: DataLoader[Any]) -> str | None:
     return None
 
 
-def _length(sized: Any) -> int | None:
+def _length(sized: Any, length: Callable[[Any], int] = len) -> int | None:
     try:
-        return len(sized)
+        return length(sized)
     except (TypeError, NotImplementedError, AttributeError):  # a stream, or a sampler without end
         return None
 
