@@ -1,4 +1,4 @@
-"""The end of an epoch: from what its samples did to the advice, and the weights that go with it."""
+"""What hangs on samples that can be told apart: their table, the advice, and the kept weights."""
 
 from __future__ import annotations
 
@@ -8,48 +8,84 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from .errors import ArgumentTypeError, contained
-from .records import Decision, EpochOfSamples, Record, StopReason
+from torch import nn
+
+from .arguments import Settings
+from .errors import ArgumentTypeError, ArgumentValueError, contained
+from .records import Decision, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
-from .stopping.rule import Rule, first_judged
+from .stopping.rule import first_judged
 from .stopping.witnesses import WITNESSES
+
+_MOST_RELABELLED = 0.01
+"""Share of samples that may show another label than before, until their identity is doubted."""
+
+_MUCH_MEMORY = 2**30
+"""Bytes of the table of samples from which on it is said what it takes."""
+
+
+class SamplesMixedUp(Exception):
+    """Samples are not those that they are taken for; nothing was concluded from them."""
 
 
 class Judge:
-    """Asks the witnesses and the rule at the end of an epoch; each of them fails alone.
+    """Follows samples, and asks the witnesses and the rule at the end of each epoch.
+
+    Witnesses, the rule and the kept weights fail each for itself.
 
     Args:
-        table: What is known of each sample.
-        rule: From the records of the epochs to a decision.
-        keeper: Keeps the weights of the best epoch; None: nobody does.
+        model: The model whose weights are kept.
+        dataset_size: Number of samples an index may name.
+        settings: The rule, the weights to keep and how many samples to follow are read.
         say: Tells the user about a problem.
     """
 
     def __init__(
-        self,
-        table: SampleTable,
-        rule: Rule,
-        keeper: WeightKeeper | None,
-        say: Callable[[str], None],
+        self, model: nn.Module, dataset_size: int, settings: Settings, say: Callable[[str], None]
     ) -> None:
-        self._table = table
-        self._rule = rule
-        self._keeper = keeper
+        self.table = SampleTable(dataset_size, settings.max_tracked)
+        averaged = settings.keep_best == "averaged"
+        self.keeper = WeightKeeper(model, averaged) if settings.keep_best is not None else None
+        self._rule = settings.rule
         self._say = say
+        if self.table.bytes > _MUCH_MEMORY:
+            say(
+                f"following {self.table.history.size} samples takes "
+                f"{self.table.bytes / 2**30:.1f} GiB; max_tracked= follows a random subset instead"
+            )
 
-    def end_epoch(
-        self, epoch: EpochOfSamples, record: Record, earlier: tuple[Record, ...], before: Decision
-    ) -> Decision:
-        """Fill in the record of an epoch, and decide.
+    def step_made(self, expected_steps: float) -> None:
+        """Take the weights after an optimizer step into the average.
 
         Args:
-            epoch: What the epoch did to the samples.
-            record: Its record, of which only its place is known yet.
+            expected_steps: How many of them an epoch has.
+        """
+        if self.keeper is not None:
+            with self._alone("the average of the weights"):
+                self.keeper.update(expected_steps)
+
+    def count_steps(self, before: float) -> float:
+        """How many optimizer steps the epoch had that ends now; `before` where nobody counted."""
+        return max(self.keeper.end_epoch(), 1) if self.keeper is not None else before
+
+    def end_epoch(self, record: Record, earlier: tuple[Record, ...], before: Decision) -> Decision:
+        """Close an epoch of the samples, fill in its record, and decide.
+
+        Args:
+            record: Of which only its place is known yet.
             earlier: The records of the epochs before.
             before: The advice so far; a stop stays.
+
+        Raises:
+            SamplesMixedUp: Samples showed other labels than before.
         """
-        table = self._table
+        table, epoch = self.table, self.table.end_epoch()
+        if epoch.relabelled > _MOST_RELABELLED * table.history.size:
+            raise SamplesMixedUp(
+                f"{epoch.relabelled} of them showed another label than before; something between "
+                "train_loader and the model changes the order of batches or their labels"
+            )
         record["initial_loss"] = _known(table.history.initial_loss)
         for name, witness in WITNESSES.items():
             with self._alone(name):
@@ -59,43 +95,55 @@ class Judge:
             table.judge()
         record["noise_rate"] = _known(table.noise_rate)
         decision = before if before.stop else self._decide([*earlier, record], before)
-        if not before.stop and self._is_best(decision, record["epoch"]):
-            self._keep(decision)
-            if was_judged:
-                table.judge()
+        is_best = not before.stop and self._is_best(decision, record["epoch"])
+        if is_best and was_judged:
+            table.judge()
         known = table.losses() | {"noise_rate": table.noise_rate}
         record |= {name: _known(value) for name, value in known.items()}
-        return self._with_kept_weights(decision)
+        return self._with_weights(decision, is_best)
 
     def _decide(self, history: list[Record], before: Decision) -> Decision:
         reason = StopReason.RULE_FAILED
         decision = Decision(False, reason, len(history), before.best_epoch, reason.value)
-        with self._alone("stop"):
+        with self._alone("stop="):
             decision = _checked(self._rule([dict(record) for record in history]))
         return decision
 
     def _is_best(self, decision: Decision, epoch: int) -> bool:
         """Whether the best epoch's weights are those of now; an average trails by its lag."""
-        lag = self._keeper.lag if self._keeper is not None else 0
+        lag = self.keeper.lag if self.keeper is not None else 0
         best = decision.best_epoch
         return best is not None and best <= epoch <= best + lag
 
-    def _keep(self, decision: Decision) -> None:
-        if self._keeper is not None and decision.best_epoch is not None:
-            with self._alone("kept weights"):
-                self._keeper.keep(decision.best_epoch)
-
-    def _with_kept_weights(self, decision: Decision) -> Decision:
-        """The decision with the epoch whose weights there are, where the rule names another."""
-        kept = self._keeper.epoch if self._keeper is not None else None
-        if kept is None or kept == decision.best_epoch:
+    def _with_weights(self, decision: Decision, is_best: bool) -> Decision:
+        """Keep the weights, and name the epoch of those there are, where the rule names another."""
+        keeper = self.keeper
+        if keeper is None:
             return decision
-        message = f"{decision.message}; the weights kept are those of epoch {kept}"
-        return replace(decision, best_epoch=kept, message=message)
+        if is_best and decision.best_epoch is not None:
+            with self._alone("the kept weights"):
+                keeper.keep(decision.best_epoch)
+        if decision.stop:
+            keeper.freeze()
+        if keeper.epoch is None or keeper.epoch == decision.best_epoch:
+            return decision
+        message = f"{decision.message}; the weights kept are those of epoch {keeper.epoch}"
+        return replace(decision, best_epoch=keeper.epoch, message=message)
+
+    def restore(self) -> int | None:
+        """Put the kept weights into the model.
+
+        Returns:
+            The epoch they are from; None if there are none.
+        """
+        if self.keeper is None or self.keeper.epoch is None:
+            return None
+        self.keeper.restore()
+        return self.keeper.epoch
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """Contains a failure of one of them, said once; it is asked again the next time."""
+        """Contains a failure of one part, said once; it is asked again the next time."""
 
         def failed(error: Exception) -> None:
             self._say(
@@ -105,12 +153,33 @@ class Judge:
         with contained(failed):
             yield
 
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types."""
+        keeper = self.keeper.state_dict() if self.keeper is not None else None
+        return {"table": self.table.state_dict(), "keeper": keeper}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`.
+
+        Raises:
+            ArgumentValueError: It is damaged, or of a run on other data or with other weights.
+        """
+        if (self.keeper is None) != (state["keeper"] is None):
+            has = "without" if state["keeper"] is None else "with"
+            raise ArgumentValueError(
+                f"got a state {has} kept weights; make the monitor with the same keep_best as the "
+                "one that saved it"
+            )
+        self.table.load_state_dict(state["table"])
+        if self.keeper is not None:
+            self.keeper.load_state_dict(state["keeper"])
+
 
 def _checked(decision: Any) -> Decision:
     if isinstance(decision, Decision):
         return decision
     raise ArgumentTypeError(
-        f"stop= gave {type(decision).__name__}; it must give a prioritymonitor.Decision"
+        f"got {type(decision).__name__} from the function; it must return a Decision"
     )
 
 

@@ -169,8 +169,8 @@ class GradientMonitor:
     @property
     def noise_rate(self) -> float:
         """Estimated share of noisy labels among the samples seen, in [0, 1]; NaN before epoch 1."""
-        table = self._run.table
-        return table.noise_rate if table is not None else float("nan")
+        judge = self._run.judge
+        return judge.table.noise_rate if judge is not None else float("nan")
 
     @property
     def latest(self) -> dict[str, float]:
@@ -208,7 +208,8 @@ class GradientMonitor:
         """
         arguments.check_count("k", k, least=0)
         arguments.check_share("min_score", min_score)
-        return self._run.suspects(k, min_score)
+        judge = self._run.judge
+        return judge.table.suspects(k, min_score) if judge is not None else []
 
     def samples(self) -> dict[str, NDArray[Any]]:
         """Everything known of each sample, as of the last completed epoch.
@@ -219,8 +220,10 @@ class GradientMonitor:
             `mean_error` in [0, √2], `score` in [0, 1], `vote`; −1 or NaN where unknown. Empty
             without sample identities. `pd.DataFrame(monitor.samples())` works.
         """
-        table = self._run.table
-        return table.columns() if table is not None else {n: np.empty(0) for n in COLUMN_NAMES}
+        judge = self._run.judge
+        return (
+            judge.table.columns() if judge is not None else {n: np.empty(0) for n in COLUMN_NAMES}
+        )
 
     def end_epoch(self) -> None:
         """Close the epoch that is under way; once more does nothing.

@@ -11,6 +11,7 @@ import logging
 import secrets
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from .capture.loader.recorder import LoaderRecorder
 from .capture.step import StepCapture
 from .errors import contained, may_pass
 from .gradients.measured_steps import StepMeter
-from .judge import Judge
+from .judge import Judge, SamplesMixedUp
 from .records import (
     RECORD_KEYS,
     Decision,
@@ -36,20 +37,11 @@ from .records import (
     Record,
     Step,
     StopReason,
-    Suspect,
     TargetKind,
 )
 from .report.sinks import Reports
 from .samples.grouping import Grouping
-from .samples.table import SampleTable
 from .state import load_state, state_of
-from .stopping.kept_weights import WeightKeeper
-
-_MOST_RELABELLED = 0.01
-"""Share of samples that may show another label than before, until their identity is doubted."""
-
-_MUCH_MEMORY = 2**30
-"""Bytes of the table of samples from which on it is said what it takes."""
 
 _NOTHING_YET = Decision(False, StopReason.TOO_EARLY, 0, None, "no epoch has been completed yet")
 
@@ -78,9 +70,8 @@ class Run:
         self.log = self.reports.log
         self.guard = Guard(self._failed)
         self.meter = StepMeter(self.guard.stopwatch.share)
-        self.table: SampleTable | None = None
-        self.keeper: WeightKeeper | None = None
         self.judge: Judge | None = None
+        """Follows the samples; None where they never had an identity."""
         self.attached = Attached(self.guard)
         self.expected_steps = 100.0
         """Optimizer steps of an epoch, by the last one."""
@@ -101,11 +92,12 @@ class Run:
         settings = self.settings
         if loader is not None:
             self._follow_samples(model, self.attached.to_loader(loader, self._end_epoch))
-        self._grouping = Grouping(settings.known_noise, self.table)
+        table = self.judge.table if self.judge is not None else None
+        self._grouping = Grouping(settings.known_noise, table)
         self._health = Health(
             has_criterion=settings.criterion is not None,
             has_named_head=settings.head is not None,
-            has_identity=self.table is not None,
+            has_identity=self.judge is not None,
         )
         self.attached.to_training(
             model,
@@ -119,22 +111,13 @@ class Run:
         )
 
     def _follow_samples(self, model: nn.Module, recorder: LoaderRecorder) -> None:
-        size, settings = recorder.dataset_size, self.settings
+        size = recorder.dataset_size
         if size is None:
             message = f"samples have no identity, {recorder.no_identity}: no suspects and no stop"
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
             return
         self.expected_steps = float(recorder.batches or self.expected_steps)
-        self.table = SampleTable(size, settings.max_tracked)
-        memory = self.table.history.bytes_per_sample * self.table.history.size
-        if memory > _MUCH_MEMORY:
-            self.log.once(
-                f"following {self.table.history.size} samples takes {memory / 2**30:.1f} GiB; "
-                "max_tracked= follows a random subset instead"
-            )
-        if settings.keep_best is not None:
-            self.keeper = WeightKeeper(model, settings.keep_best == "averaged")
-        self.judge = Judge(self.table, settings.rule, self.keeper, self.log.once)
+        self.judge = Judge(model, size, self.settings, self.log.once)
 
     def close(self) -> None:
         """Leave model, optimizer and loader as found, and write what is left.
@@ -172,7 +155,7 @@ class Run:
     @property
     def follows_samples(self) -> bool:
         """Whether samples can be told apart."""
-        return self.table is not None and self.phase is not Phase.IDENTITY_LOST
+        return self.judge is not None and self.phase is not Phase.IDENTITY_LOST
 
     def _observed(self, observation: Observation) -> None:
         self.log.once(*self._health.add(observation))
@@ -190,9 +173,8 @@ class Run:
         if step.observations:
             with contained(self._statistics_failed):
                 self._measure(step)
-        if self.keeper is not None:
-            with contained(self._keeping_failed):
-                self.keeper.update(self.expected_steps)
+        if self.judge is not None:
+            self.judge.step_made(self.expected_steps)
         self.log.once(*self._health.add_step(self.expected_steps))
         if self.meter.is_full:
             self.report_steps()
@@ -242,9 +224,10 @@ class Run:
         self.log.once(*self._health.end_epoch(self.epoch + 1))
         record = dict.fromkeys(RECORD_KEYS)
         record |= {"epoch": self.epoch + 1, "step": self.capture.steps, "time": time.time()}
-        if self.keeper is not None:
-            self.expected_steps = max(self.keeper.end_epoch(), 1)
-        had_stopped, decision = self.decision.stop, self._judge(record)
+        if self.judge is not None:
+            self.expected_steps = self.judge.count_steps(self.expected_steps)
+        had_stopped = self.decision.stop
+        decision = self._judge(record)
         record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}
         record["reason"] = decision.reason.name
         # Nothing that has failed before this line leaves a part of an epoch behind.
@@ -255,24 +238,17 @@ class Run:
             self._stopped()
 
     def _judge(self, record: Record) -> Decision:
-        if not self.follows_samples:
-            return self.decision
-        assert self.table is not None
-        assert self.judge is not None
-        epoch = self.table.end_epoch()
-        if epoch.relabelled > _MOST_RELABELLED * self.table.history.size:
-            self._forget_samples(
-                StopReason.NO_IDENTITY,
-                f"{epoch.relabelled} of them showed another label than before; something between "
-                "train_loader and the model changes the order of batches or their labels",
-            )
-            return self.decision
-        return self.judge.end_epoch(epoch, record, self.records, self.decision)
+        if self.judge is not None and self.follows_samples:
+            try:
+                return self.judge.end_epoch(record, self.records, self.decision)
+            except SamplesMixedUp as mixed_up:
+                self._forget_samples(StopReason.NO_IDENTITY, str(mixed_up))
+        return (
+            self.decision if self.decision.stop else replace(self.decision, epoch=record["epoch"])
+        )
 
     def _stopped(self) -> None:
         self.phase = Phase.STOPPED
-        if self.keeper is not None:
-            self.keeper.freeze()
         self.reports.stop(self.decision, self.capture.steps)
         self._write_folder()
 
@@ -312,32 +288,24 @@ class Run:
         what = "a step was not measured" if may_pass(error) else "statistics of steps are off"
         self.log.once(f"{what}, losses, suspects and the stop go on: {_text(error)}")
 
-    def _keeping_failed(self, error: Exception) -> None:
-        self.log.once(f"weights could not be averaged, measuring goes on: {_text(error)}")
-
     # Readings and state
-
-    def suspects(self, k: int | None, min_score: float) -> list[Suspect]:
-        """The suspects; none where samples were never followed."""
-        return self.table.suspects(k, min_score) if self.table is not None else []
 
     def restore_best(self) -> int | None:
         """Put the kept weights into the model; the epoch they are from, or None without any."""
         with self.guard.lock:
             with contained(self._failed):
                 self._settle()
-            if self.keeper is None or self.keeper.epoch is None:
+            epoch = self.judge.restore() if self.judge is not None else None
+            if epoch is None:
                 self.log.once(
                     "restore_best() left the weights as they are: no epoch over train_loader was "
                     "completed"
                 )
-                return None
-            self.keeper.restore()
-            return self.keeper.epoch
+            return epoch
 
     def _write_folder(self) -> None:
-        if self.table is not None:
-            self.reports.folder(self.table.suspects(None, 0.0), self.records)
+        if self.judge is not None:
+            self.reports.folder(self.judge.table.suspects(None, 0.0), self.records)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""

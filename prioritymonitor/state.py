@@ -27,8 +27,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "expected_steps": run.expected_steps,
         "latest": dict(run.meter.latest),
         "records": [dict(record) for record in run.records],
-        "table": run.table.state_dict() if run.table is not None else None,
-        "keeper": run.keeper.state_dict() if run.keeper is not None else None,
+        "judge": run.judge.state_dict() if run.judge is not None else None,
     }
 
 
@@ -58,14 +57,14 @@ def load_state(run: Run, state: Any) -> None:
 
 
 def _load(run: Run, state: dict[str, Any]) -> None:
-    for name, part in (("table", run.table), ("keeper", run.keeper)):
-        if (part is None) != (state[name] is None):
-            raise ArgumentValueError(
-                f"got a state {'without' if state[name] is None else 'with'} {name!r}; make the "
-                "monitor with the same train_loader and keep_best as the one that saved it"
-            )
-        if part is not None:
-            part.load_state_dict(state[name])
+    if (run.judge is None) != (state["judge"] is None):
+        has = "without" if state["judge"] is None else "with"
+        raise ArgumentValueError(
+            f"got a state {has} samples; make the monitor with the same train_loader as the one "
+            "that saved it"
+        )
+    if run.judge is not None:
+        run.judge.load_state_dict(state["judge"])
     reason = StopReason[state["decision"]["reason"]]
     run.decision = Decision(**state["decision"] | {"reason": reason})
     run.id, run.epoch = str(state["id"]), int(state["epoch"])

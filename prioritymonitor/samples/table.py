@@ -103,6 +103,11 @@ class SampleTable:
     # Readings
 
     @property
+    def bytes(self) -> int:
+        """Memory that it takes, here and on the device of the logits."""
+        return (self.history.bytes_per_sample + 16) * self.history.size
+
+    @property
     def noise_rate(self) -> float:
         """Share of the samples visited so far whose label is taken to be noisy; NaN before any."""
         if self._verdict is None:
