@@ -175,7 +175,7 @@ class GradientMonitor:
     @property
     def latest(self) -> dict[str, float]:
         """Statistics of the last measured step by tag, without prefix; empty before the first."""
-        return self._run.meter.peek()
+        return self._run.steps.meter.peek()
 
     def history(self) -> list[dict[str, Any]]:
         """One record per completed epoch, the first one first.

@@ -14,7 +14,6 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -27,7 +26,6 @@ from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
 from .capture.step import StepCapture
 from .errors import contained, may_pass
-from .gradients.measured_steps import StepMeter
 from .judge import Judge, SamplesMixedUp
 from .records import (
     RECORD_KEYS,
@@ -42,6 +40,7 @@ from .records import (
 from .report.sinks import Reports
 from .samples.grouping import Grouping
 from .state import load_state, state_of
+from .steps import Steps
 
 _NOTHING_YET = Decision(False, StopReason.TOO_EARLY, 0, None, "no epoch has been completed yet")
 
@@ -69,7 +68,6 @@ class Run:
         self.reports = Reports(settings.log_dir, settings.writer)
         self.log = self.reports.log
         self.guard = Guard(self._failed)
-        self.meter = StepMeter(self.guard.stopwatch.share)
         self.judge: Judge | None = None
         """Follows the samples; None where they never had an identity."""
         self.attached = Attached(self.guard)
@@ -77,7 +75,6 @@ class Run:
         """Optimizer steps of an epoch, by the last one."""
         self.resumes_as = Phase.NOT_BEGUN
         """The phase before it was closed."""
-        self._measures_steps = True
         self._training_thread = threading.get_ident()
         self._steps_at_end = 0
         try:
@@ -94,6 +91,8 @@ class Run:
             self._follow_samples(model, self.attached.to_loader(loader, self._end_epoch))
         table = self.judge.table if self.judge is not None else None
         self._grouping = Grouping(settings.known_noise, table)
+        overhead = self.guard.stopwatch.share
+        self.steps = Steps(settings.every, self._grouping, self.reports, overhead, self.log.once)
         self._health = Health(
             has_criterion=settings.criterion is not None,
             has_named_head=settings.head is not None,
@@ -103,7 +102,7 @@ class Run:
             model,
             optimizer,
             settings,
-            is_measured=self._is_measured,
+            is_measured=self.steps.is_measured,
             noisy_weight=self._grouping.noisy_weight,
             on_observation=self._observed,
             on_step=self._step_made,
@@ -131,7 +130,7 @@ class Run:
                 self._settle()
                 self.capture.observe()
             self.attached.detach()
-            self.report_steps()
+            self.steps.report()
             self._write_folder()
             self.reports.close()
             self.resumes_as, self.phase = self.phase, Phase.CLOSED
@@ -148,10 +147,6 @@ class Run:
 
     # Passes and steps
 
-    def _is_measured(self, steps: int) -> bool:
-        """Whether the optimizer step that so many others came before is measured."""
-        return self._measures_steps and steps % self.settings.every == 0
-
     @property
     def follows_samples(self) -> bool:
         """Whether samples can be told apart."""
@@ -159,38 +154,31 @@ class Run:
 
     def _observed(self, observation: Observation) -> None:
         self.log.once(*self._health.add(observation))
-        visits, recorder = observation.visits, self.recorder
-        if visits.targets is TargetKind.NUMBERS:
-            self._forget_samples(StopReason.NO_CLASSES, "")
-        elif recorder is not None and recorder.no_identity is not None:
-            self._forget_samples(StopReason.NO_IDENTITY, recorder.no_identity)
-        self._grouping.record(visits)
+        if observation.visits.targets is TargetKind.NUMBERS:
+            self._forget_samples(StopReason.NO_CLASSES)
+        self._check_identity()
+        self._grouping.record(observation.visits)
 
     def _step_made(self, step: Step) -> None:
         self._training_thread = threading.get_ident()
         if self.phase is Phase.NOT_BEGUN:
             self.phase = Phase.MEASURING
-        if step.observations:
-            with contained(self._statistics_failed):
-                self._measure(step)
+        self.log.once(*self._health.add_first_step(step))
+        self.steps.add(self.capture.steps, step)
         if self.judge is not None:
             self.judge.step_made(self.expected_steps)
+        self._check_identity()
         self.log.once(*self._health.add_step(self.expected_steps))
-        if self.meter.is_full:
-            self.report_steps()
 
-    def _measure(self, step: Step) -> None:
-        self.log.once(*self._health.add_first_step(step.observations[0]))
-        visits = [one.visits for one in step.observations]
-        weight = torch.cat([self._grouping.noisy_weight(some) for some in visits])
-        true_label = torch.cat([self._grouping.true_label(some) for some in visits])
-        self.meter.measure(self.capture.steps, step, weight, true_label)
-
-    def report_steps(self) -> None:
-        """Write what was measured since the last report."""
-        with contained(self._statistics_failed):
-            for report in self.meter.read():
-                self.reports.step(report.values, report.step, report.time)
+    def _check_identity(self) -> None:
+        """Before anything is concluded from it."""
+        recorder = self.recorder
+        if recorder is None:
+            return
+        if recorder.no_identity is not None:
+            self._forget_samples(StopReason.NO_IDENTITY, recorder.no_identity)
+        elif recorder.not_followed is not None:
+            self.log.once(f"not all samples are followed: {recorder.not_followed}")
 
     # Epochs
 
@@ -220,7 +208,7 @@ class Run:
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             return
         self.capture.observe()
-        self.report_steps()
+        self.steps.report()
         self.log.once(*self._health.end_epoch(self.epoch + 1))
         record = dict.fromkeys(RECORD_KEYS)
         record |= {"epoch": self.epoch + 1, "step": self.capture.steps, "time": time.time()}
@@ -254,13 +242,13 @@ class Run:
 
     # What goes wrong
 
-    def _forget_samples(self, reason: StopReason, why: str) -> None:
+    def _forget_samples(self, reason: StopReason, why: str | None = None) -> None:
         """Samples can't be told apart, or not any more."""
         if self.phase is Phase.IDENTITY_LOST:
             return
         self._health.has_identity = False
         self._grouping.forget_samples()
-        message = reason.value if not why else f"samples have no identity, {why}"
+        message = reason.value if why is None else f"samples have no identity, {why}"
         self._enter(Phase.IDENTITY_LOST, reason, f"{message}: no suspects and no stop from here on")
 
     def _enter(self, phase: Phase, reason: StopReason, message: str) -> None:
@@ -282,11 +270,6 @@ class Run:
         logging.getLogger("prioritymonitor").debug("the cause", exc_info=error)
         self.capture.turn_off()
         self.reports.flush()
-
-    def _statistics_failed(self, error: Exception) -> None:
-        self._measures_steps = may_pass(error)
-        what = "a step was not measured" if may_pass(error) else "statistics of steps are off"
-        self.log.once(f"{what}, losses, suspects and the stop go on: {_text(error)}")
 
     # Readings and state
 
@@ -313,7 +296,7 @@ class Run:
             with contained(self._failed):
                 self._settle()
                 self.capture.observe()
-            self.report_steps()
+            self.steps.report()
             self.reports.flush()
             return state_of(self)
 

@@ -25,7 +25,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "epoch": run.epoch,
         "epoch_is_open": run.recorder is not None and run.recorder.is_open,
         "expected_steps": run.expected_steps,
-        "latest": dict(run.meter.latest),
+        "latest": dict(run.steps.meter.latest),
         "records": [dict(record) for record in run.records],
         "judge": run.judge.state_dict() if run.judge is not None else None,
     }
@@ -69,7 +69,7 @@ def _load(run: Run, state: dict[str, Any]) -> None:
     run.decision = Decision(**state["decision"] | {"reason": reason})
     run.id, run.epoch = str(state["id"]), int(state["epoch"])
     run.expected_steps = float(state["expected_steps"])
-    run.meter.latest = {str(name): float(value) for name, value in state["latest"].items()}
+    run.steps.meter.latest = {str(name): float(value) for name, value in state["latest"].items()}
     run.records = tuple({key: one[key] for key in RECORD_KEYS} for one in state["records"])
     epoch_is_open = bool(state["epoch_is_open"])
     run.resume(Phase[state["phase"]], int(state["steps"]), epoch_is_open=epoch_is_open)

@@ -14,7 +14,7 @@ LAYERS = [
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments"},
-    {"attached", "judge"},
+    {"attached", "judge", "steps"},
     {"run", "state"},
     {"monitor"},
     {"__init__"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..records import Observation
+from ..records import Observation, Step
 
 _MOST_UNEXPLAINED = 1e-3
 """Share of the logits' gradient above which the loss is not what we take it for."""
@@ -121,11 +121,13 @@ class Health:
             "part is measured"
         ]
 
-    def add_first_step(self, observation: Observation) -> list[str]:
+    def add_first_step(self, step: Step) -> list[str]:
         """Problems to tell of the first measured step."""
-        if self._seen_step or observation.head.features is not None:
+        if self._seen_step or not step.observations:
             return []
         self._seen_step = True
+        if step.observations[0].head.features is not None:
+            return []
         if self._has_named_head:
             seen = "the output of head= is not the model's logits"
         else:

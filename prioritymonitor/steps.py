@@ -1,0 +1,66 @@
+"""Statistics of steps: which are measured, by whose weights, and where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .errors import contained, may_pass
+from .gradients.measured_steps import StepMeter
+from .records import Step
+from .report.sinks import Reports
+from .samples.grouping import Grouping
+
+
+class Steps:
+    """Measures each `every`-th step; a failure ends this and nothing else.
+
+    Args:
+        every: Optimizer steps from a measured one to the next.
+        grouping: How noisy labels are taken to be.
+        reports: Where the statistics go.
+        overhead: Gives the share of wall time spent in the monitor since it was last called.
+        say: Tells the user about a problem.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        grouping: Grouping,
+        reports: Reports,
+        overhead: Callable[[], float],
+        say: Callable[[str], None],
+    ) -> None:
+        self.meter = StepMeter(overhead)
+        self._every = every
+        self._grouping = grouping
+        self._reports = reports
+        self._say = say
+        self._is_on = True
+
+    def is_measured(self, steps: int) -> bool:
+        """Whether the optimizer step that so many others came before is measured."""
+        return self._is_on and steps % self._every == 0
+
+    def add(self, number: int, step: Step) -> None:
+        """Measure a step, if it has anything to measure."""
+        if step.observations:
+            with contained(self._failed):
+                visits = [one.visits for one in step.observations]
+                weight = torch.cat([self._grouping.noisy_weight(some) for some in visits])
+                true_label = torch.cat([self._grouping.true_label(some) for some in visits])
+                self.meter.measure(number, step, weight, true_label)
+        if self.meter.is_full:
+            self.report()
+
+    def report(self) -> None:
+        """Write what was measured since the last report."""
+        with contained(self._failed):
+            for one in self.meter.read():
+                self._reports.step(one.values, one.step, one.time)
+
+    def _failed(self, error: Exception) -> None:
+        self._is_on = may_pass(error)
+        what = "a step was not measured" if self._is_on else "statistics of steps are off"
+        self._say(f"{what}, losses, suspects and the stop go on: {type(error).__name__}: {error}")
