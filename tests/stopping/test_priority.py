@@ -8,22 +8,33 @@ import torch
 import torch.nn.functional as F
 
 from prioritymonitor import GradientMonitor, StopReason, StopRule
-from prioritymonitor.gradients.statistics import priority_gain
+from prioritymonitor.records import MOST_NOISE
 from prioritymonitor.samples.noisiness import (
-    MOST_NOISE,
     consistent_noise_rate,
     noisy_part,
     noisy_weight,
 )
-from prioritymonitor.stopping.rule import decide
+from prioritymonitor.stopping.priority import priority_gain
+from prioritymonitor.stopping.rule import measure_only
 from tests.support.cases import make_data, make_loader, mlp
 
 RISES_THEN_FALLS = [0.0, 0.3, 0.5, 0.4, 0.35, 0.3, 0.2]
 
 
-def judge(priority, rule=StopRule(), lag=1, first=1):  # noqa: B008
-    """The decision in a training that began with a loss of one nat."""
-    return decide(priority, rule, lag, initial_loss=1.0, first=first)
+def judge(priority, rule=StopRule(), initial_loss=1.0, first=1):  # noqa: B008
+    """The decision in a training that began with a loss of one nat.
+
+    Until the epoch `first`, most labels look wrong; None: always.
+    """
+    records = [
+        {
+            "priority": value,
+            "initial_loss": initial_loss,
+            "noise_rate": 0.4 if first is not None and epoch >= first else 0.95,
+        }
+        for epoch, value in enumerate(priority, 1)
+    ]
+    return rule(records)
 
 
 def test_priority_gains_by_clean_decrease_and_loses_by_noisy_decrease():
@@ -102,10 +113,10 @@ def test_no_sample_visited_leaves_the_noise_rate_open():
 
 @pytest.mark.parametrize(("epochs", "stops"), [(6, False), (7, True)])
 def test_it_stops_once_the_priority_has_been_lower_for_the_patience(epochs, stops):
-    decision = judge(RISES_THEN_FALLS[:epochs], StopRule(patience=4), lag=2)
+    decision = judge(RISES_THEN_FALLS[:epochs], StopRule(patience=4))
     assert decision.stop is stops
     assert decision.epoch == epochs
-    assert decision.best_epoch == 5
+    assert decision.best_epoch == 3
     assert decision.reason is (StopReason.NOISY_DOMINATES if stops else StopReason.CLEAN_DOMINATES)
 
 
@@ -124,21 +135,20 @@ def test_a_dip_is_no_stop():
     assert not any(judge(swings[:epochs]).stop for epochs in range(1, 8))
 
 
-@pytest.mark.parametrize("initial_loss", [float("nan"), 0.0, -0.5])
+@pytest.mark.parametrize("initial_loss", [None, 0.0, -0.5])
 def test_without_a_positive_initial_loss_any_fall_that_lasts_is_enough(initial_loss):
-    assert decide(RISES_THEN_FALLS, StopRule(), 1, initial_loss).stop
-    assert not decide(RISES_THEN_FALLS[:4], StopRule(), 1, initial_loss).stop
+    assert judge(RISES_THEN_FALLS, initial_loss=initial_loss).stop
+    assert not judge(RISES_THEN_FALLS[:4], initial_loss=initial_loss).stop
 
 
 def test_the_tolerance_is_a_share_of_the_initial_loss():
     assert judge(RISES_THEN_FALLS).stop
-    assert not decide(RISES_THEN_FALLS, StopRule(), 1, initial_loss=100.0).stop
+    assert not judge(RISES_THEN_FALLS, initial_loss=100.0).stop
 
 
 def test_the_best_epoch_is_the_last_that_is_as_good_as_the_peak():
     plateau = [0.0, 0.5, 0.498, 0.499, 0.3, 0.2, 0.1]
-    assert judge(plateau, lag=0).best_epoch == 4
-    assert judge(plateau, lag=2).best_epoch == 6
+    assert judge(plateau).best_epoch == 4
 
 
 def test_the_best_epoch_is_now_or_what_it_was_before():
@@ -146,7 +156,7 @@ def test_the_best_epoch_is_now_or_what_it_was_before():
     torch.manual_seed(0)
     for _ in range(50):
         priority = (torch.randn(30) / 100).cumsum(0).tolist()
-        best = [judge(priority[:now], None).best_epoch for now in range(1, 31)]
+        best = [judge(priority[:now], measure_only).best_epoch for now in range(1, 31)]
         assert all(b in (now, before) for now, (before, b) in enumerate(pairwise(best), 2))
 
 
@@ -159,20 +169,16 @@ def test_epochs_before_anything_was_learnt_are_no_peak():
 
 
 def test_the_message_names_the_epoch_at_which_noisy_labels_took_over():
-    message = judge(RISES_THEN_FALLS, lag=2).message
+    message = judge(RISES_THEN_FALLS).message
     assert "noisy labels took over at epoch 3" in message
-    assert "epoch 5" in message
+    assert "weights of epoch 3" in message
 
 
 def test_no_stop_before_min_epochs_nor_without_a_rule():
     assert not judge(RISES_THEN_FALLS, StopRule(patience=1, min_epochs=8)).stop
-    measured = judge(RISES_THEN_FALLS, None)
+    measured = judge(RISES_THEN_FALLS, measure_only)
     assert not measured.stop
     assert measured.reason is StopReason.NO_RULE
-
-
-def test_the_best_epoch_is_never_in_the_future():
-    assert judge([0.0, 1.0], lag=2).best_epoch == 2
 
 
 def separable():
