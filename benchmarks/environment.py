@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran, and the JSON file that keeps it with the results."""
+"""The results of a benchmark as a JSON file, with where and by what they were measured."""
 
 from __future__ import annotations
 
@@ -21,11 +21,23 @@ _NUMBER_LISTS = re.compile(r"\[[^\[\]{}\"]*\]")
 
 def write_results(name: str, results: dict[str, Any]) -> str:
     """Write `results/NAME.json`, with the environment, and return where; NaN becomes null."""
-    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = _plain({"environment": environment(), **results})
     text = json.dumps(content, indent=1, allow_nan=False)
-    (RESULTS / f"{name}.json").write_text(_NUMBER_LISTS.sub(_on_one_line, text) + "\n")
+    path.write_text(_NUMBER_LISTS.sub(_on_one_line, text) + "\n")
     return f"benchmarks/results/{name}.json"
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """The content of `results/NAME.json`."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
+def earlier_runs(name: str) -> list[dict[str, Any]]:
+    """The `runs` in `results/NAME.json`; none without the file."""
+    return read_results(name)["runs"] if (RESULTS / f"{name}.json").is_file() else []
 
 
 def environment() -> dict[str, Any]:
