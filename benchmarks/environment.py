@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import prioritymonitor
-
 RESULTS = Path(__file__).parent / "results"
 _NUMBER_LISTS = re.compile(r"\[[^\[\]{}\"]*\]")
 
@@ -41,6 +39,8 @@ def earlier_runs(name: str) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
+    import prioritymonitor  # a process that measures plain training must not load it
+
     return {
         "date": datetime.date.today().isoformat(),
         "prioritymonitor": prioritymonitor.__version__,
@@ -53,6 +53,12 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def memory_mib(name: str) -> float:
+    """Resident memory of this process, now (`"VmRSS"`) or at most so far (`"VmHWM"`); on Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def _cpu() -> str:

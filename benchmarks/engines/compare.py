@@ -21,7 +21,7 @@ from benchmarks.engines.cases import CASES, Case, Training, refusal
 from benchmarks.engines.memory import peak_memory
 from benchmarks.engines.methods import METHODS, OURS_BY_DEFAULT, RIVALS, Plain
 from benchmarks.environment import write_results
-from benchmarks.overhead.steps import CLOCKS, no_garbage_collection
+from benchmarks.overhead.pairs import CLOCKS, no_garbage_collection
 from benchmarks.tables import print_table
 
 MEASURED = "ours, closed_form"

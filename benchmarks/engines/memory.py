@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.engines.cases import Case, Training
 from benchmarks.engines.methods import METHODS, Plain
+from benchmarks.environment import memory_mib
 from benchmarks.jobs import worker_pool
 
 MIB = 2**20
@@ -97,11 +98,6 @@ def _resident_growth(start: Callable[[], Training]) -> float:
     """Growth of the high-water mark of resident memory over the first steps; Linux tells it."""
     training = start()
     Path("/proc/self/clear_refs").write_text("5")  # the mark starts from here
-    before = _status("VmRSS")
+    before = memory_mib("VmRSS")
     training.take(WARM_UP * training.method.every)
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+    return memory_mib("VmHWM") - before

@@ -1,39 +1,25 @@
 """What the monitor costs: time of a training step with it, at its defaults, and without it.
 
-Both loops run in one process and take turns of a few steps each, so that a machine that is busy
-with other work slows both alike. The cost of a step is the median over pairs of runs of the ratio
-of their times, each pair from the same start. The clock `cpu` counts the time of this process only.
+On small batches, where what the monitor adds is largest beside the step itself; `large.py` has the
+large ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.environment import write_results
-from benchmarks.models import make_optimizer, mlp, small_cnn
+from benchmarks.environment import memory_mib, write_results
+from benchmarks.models import mlp, small_cnn
+from benchmarks.overhead.pairs import CLOCKS, Case, Method, Training, compare, start, take
 from benchmarks.overhead.profiling import PackageProfile
 from benchmarks.tables import print_table
-from prioritymonitor import GradientMonitor
 
-BATCH = 128
-TURN = 4
-"""Steps of a turn."""
 LONG_STEPS = 10_000
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "nothing written": {"log_dir": None},
@@ -45,67 +31,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Arguments that switch a part of the monitor off."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """A network with random data of the right shape."""
-
-    network: str
-    optimizer: str
-    make_model: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-    samples: int
-    bar: float
-
-    def __str__(self) -> str:
-        return f"{self.network}, {self.optimizer}"
-
-
-@dataclass(frozen=True)
-class Method:
-    """How time is measured."""
-
-    device: torch.device
-    clock: Callable[[], float]
-    pairs: int
-    seconds: float
-    """Least time of a measurement."""
-
-
-@dataclass
-class Training:
-    """A training loop at its start."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    loader: DataLoader[tuple[Tensor, ...]]
-    device: torch.device
-
-    def endless_steps(self) -> Iterator[None]:
-        """A training step at each `next()`."""
-        while True:
-            for x, y in self.loader:
-                x, y = x.to(self.device), y.to(self.device)
-                self.optimizer.zero_grad()
-                nn.functional.cross_entropy(self.model(x), y).backward()
-                self.optimizer.step()
-                yield
-
-    def synchronize(self) -> None:
-        """Wait until the device has done its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def monitor(self, folder: str, **options: Any) -> GradientMonitor:
-        """A monitor at its defaults, but for these options."""
-        arguments = {"train_loader": self.loader, "log_dir": folder} | options
-        return GradientMonitor(self.model, self.optimizer, **arguments)
-
-
 CASES = [
     Case(network, optimizer, make_model, shape, samples, bar)
     for network, make_model, shape, samples, bar in (
         ("cnn", small_cnn, (3, 32, 32), 2_560, 1.03),
-        ("mlp", lambda: mlp(784, 512, 256, 10), (784,), 25_600, 1.10),
+        ("mlp", partial(mlp, 784, 512, 256, 10), (784,), 25_600, 1.10),
     )
     for optimizer in ("sgd", "adam")
 ]
@@ -117,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device, clock = torch.device(options.device), CLOCKS[options.clock]
     method = Method(device, clock, options.pairs, options.seconds)
-    results: dict[str, Any] = {"batch": BATCH, "device": str(device), "clock": options.clock}
+    results: dict[str, Any] = {"device": str(device), "clock": options.clock}
     results["cases"] = [compare(case, method) for case in CASES]
     report(results["cases"])
     if options.profile:
@@ -137,69 +67,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="where the monitor's time goes")
     parser.add_argument("--long", action="store_true", help=f"memory over {LONG_STEPS} steps")
     return parser.parse_args()
-
-
-def start(case: Case, device: torch.device) -> Training:
-    """The same loop each time: same weights, same data, same order."""
-    torch.manual_seed(0)
-    images, labels = torch.randn(case.samples, *case.shape), torch.randint(10, (case.samples,))
-    model = case.make_model().to(device)
-    optimizer = make_optimizer(case.optimizer, model.parameters())
-    loader = DataLoader(TensorDataset(images, labels), BATCH, shuffle=True)
-    return Training(model, optimizer, loader, device)
-
-
-def compare(case: Case, method: Method, **options: Any) -> dict[str, Any]:
-    """Time the loop without and with the monitor, pair by pair."""
-    timed = [time_pair(case, method, options) for _ in range(method.pairs)]
-    ratios = [monitored / plain for plain, monitored, _ in timed]
-    return {
-        "case": str(case),
-        "steps": sum(steps for *_, steps in timed),
-        "plain_ms": 1e3 * median(plain for plain, _, _ in timed),
-        "monitored_ms": 1e3 * median(monitored for _, monitored, _ in timed),
-        "added_us": 1e6 * median(monitored - plain for plain, monitored, _ in timed),
-        "ratio": median(ratios),
-        "least": min(ratios),
-        "most": max(ratios),
-        "bar": case.bar,
-        "ratios": ratios,
-    }
-
-
-def time_pair(case: Case, method: Method, options: dict[str, Any]) -> tuple[float, float, int]:
-    """Seconds per step without and with the monitor, and over how many steps."""
-    plain, watched = start(case, method.device), start(case, method.device)
-    spent, steps = [0.0, 0.0], 0
-    with tempfile.TemporaryDirectory() as folder, watched.monitor(folder, **options):
-        loops = [plain.endless_steps(), watched.endless_steps()]
-        for loop in loops:
-            take(loop, len(plain.loader))  # an epoch of warm-up
-        with no_garbage_collection():
-            while min(spent) < method.seconds:
-                for side, (training, loop) in enumerate(zip((plain, watched), loops, strict=True)):
-                    training.synchronize()
-                    begin = method.clock()
-                    take(loop, TURN)
-                    training.synchronize()
-                    spent[side] += method.clock() - begin
-                steps += TURN
-    return spent[0] / steps, spent[1] / steps, steps
-
-
-def take(loop: Iterator[None], steps: int) -> None:
-    for _ in range(steps):
-        next(loop)
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def report(cases: list[dict[str, Any]]) -> None:
@@ -249,19 +116,13 @@ def long_run(case: Case, device: torch.device) -> dict[str, Any]:
         monitor = training.monitor(folder, stop=None)
         for done in range(part, LONG_STEPS + 1, part):
             take(loop, part)
-            rows.append([done, resident_megabytes()])
+            rows.append([done, memory_mib("VmRSS")])
         hooks["during"] = hooks_on(training)
         monitor.close()
     hooks["after close()"] = hooks_on(training)
     print_table(f"{case}: resident memory of the process", ["step", "MiB"], rows)
     print("hooks on model, optimizer and loader:", hooks)
     return {"step_and_mib": rows, "hooks": hooks}
-
-
-def resident_megabytes() -> float:
-    """Resident memory now; Linux tells it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 def hooks_on(training: Training) -> int:
