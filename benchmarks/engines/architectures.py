@@ -73,38 +73,28 @@ class LSTMClassifier(nn.Module):
         return self.head(states[:, -1])
 
 
+_TWO_LAYERS = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
 def hf_vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        num_labels=10,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    config = ViTConfig(image_size=32, patch_size=8, num_labels=10, **_TWO_LAYERS)
     return ViTForImageClassification(config)
 
 
 def hf_bert() -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=64,
-        num_labels=4,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return BertForSequenceClassification(config)
+    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "num_labels": 4}
+    return BertForSequenceClassification(BertConfig(**sizes, **_TWO_LAYERS))
 
 
 def hf_gpt2_classifier() -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,17 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.stopping.runs.record import running_average
 from benchmarks.stopping.runs.settings import Setting
-from benchmarks.stopping.runs.task import (
-    BATCH,
-    CLASSES,
-    Task,
-    augmentation,
-    load_task,
-    make_model,
-    make_optimizer,
-    make_schedule,
-    pretrain,
-)
+from benchmarks.stopping.runs.task import BATCH, CLASSES, epochs_of, fresh_model, load_task
 
 FOLDS = 3
 
@@ -47,9 +36,9 @@ def out_of_sample(setting: Setting, folder: Path | None) -> Trained:
     splits = StratifiedKFold(FOLDS, shuffle=True, random_state=setting.seed)
     for fold, (kept, left_out) in enumerate(splits.split(task.given, task.given)):
         torch.manual_seed(setting.seed + fold)
-        model = _fresh_model(setting, task)
+        model = fresh_model(setting, task)
         kept, left_out = torch.from_numpy(kept), torch.from_numpy(left_out)
-        batches = _epochs(setting, model, task.images[kept], task.given[kept])
+        batches = epochs_of(setting, model, task.images[kept], task.given[kept])
         average = running_average(model, -(-len(kept) // BATCH[setting.data]))
         for epoch, visits in enumerate(batches):
             for _ in visits:
@@ -77,44 +66,15 @@ def with_threshold_samples(setting: Setting, folder: Path | None) -> Trained:
     margins = torch.zeros(2, setting.epochs, count, dtype=torch.float16)
     for run, made_up in enumerate(threshold):
         torch.manual_seed(setting.seed + run)
-        model = _fresh_model(setting, task)
+        model = fresh_model(setting, task)
         model[-1] = nn.Linear(model[-1].in_features, CLASSES + 1)
         labels = torch.where(made_up, CLASSES, task.given)
-        for epoch, visits in enumerate(_epochs(setting, model, task.images, labels)):
+        for epoch, visits in enumerate(epochs_of(setting, model, task.images, labels)):
             for index, logits in visits:
                 own = labels[index].unsqueeze(1)
                 other = logits.scatter(1, own, -torch.inf).amax(1)
                 margins[run, epoch, index] = (logits.gather(1, own).squeeze(1) - other).half()
     return {"logit_margin": margins, "threshold": threshold}
-
-
-def _fresh_model(setting: Setting, task: Task) -> nn.Sequential:
-    model = make_model(setting, task.images.shape[1])
-    if setting.extra == "pretrained":
-        pretrain(model, task)
-    return model
-
-
-def _epochs(
-    setting: Setting, model: nn.Module, images: Tensor, labels: Tensor
-) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """The loop of the setting; each epoch gives index and logits of each batch after its update."""
-    optimizer = make_optimizer(setting, model)
-    schedule = make_schedule(setting, optimizer)
-    augment = augmentation(setting)
-
-    def visits() -> Iterator[tuple[Tensor, Tensor]]:
-        model.train()
-        for index in torch.randperm(len(labels)).split(BATCH[setting.data]):
-            optimizer.zero_grad()
-            logits = model(augment(images[index]))
-            nn.functional.cross_entropy(logits, labels[index]).backward()
-            optimizer.step()
-            yield index, logits.detach()
-
-    for _ in range(setting.epochs):
-        yield visits()
-        schedule.step()
 
 
 @torch.no_grad()

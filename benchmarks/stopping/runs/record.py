@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.stopping.runs import signals
 from benchmarks.stopping.runs.settings import Setting
-from benchmarks.stopping.runs.task import (
-    BATCH,
-    Task,
-    augmentation,
-    load_task,
-    make_model,
-    make_optimizer,
-    make_schedule,
-    pretrain,
-)
+from benchmarks.stopping.runs.task import BATCH, Task, epochs_of, fresh_model, load_task
 
 HELD_OUT = 0.1
 """Share of the training samples that validation on given labels takes away."""
@@ -112,15 +104,9 @@ class _Run:
 
     def __init__(self, setting: Setting, task: Task, images: Tensor, given: Tensor) -> None:
         torch.manual_seed(setting.seed)
-        self._images, self._given = images, given
-        self._batch = BATCH[setting.data]
-        self.model = make_model(setting, images.shape[1])
-        if setting.extra == "pretrained":
-            pretrain(self.model, task)
-        self._optimizer = make_optimizer(setting, self.model)
-        self._schedule = make_schedule(setting, self._optimizer)
-        self._augment = augmentation(setting)
-        self._steps_per_epoch = -(-len(given) // self._batch)
+        self.model = fresh_model(setting, task)
+        self._epochs = epochs_of(setting, self.model, images, given)
+        self._steps_per_epoch = -(-len(given) // BATCH[setting.data])
         self._average = running_average(self.model, self._steps_per_epoch)
         self._step = 0
         looks = setting.views_per_epoch
@@ -132,18 +118,12 @@ class _Run:
         if module.training and inputs[0].requires_grad:
             self.features = inputs[0].detach()
 
-    def epoch(self) -> Any:
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Index and logits of each batch, `[B]` and `[B, C]`, after its update."""
-        self.model.train()
-        for index in torch.randperm(len(self._given)).split(self._batch):
-            self._optimizer.zero_grad()
-            logits = self.model(self._augment(self._images[index]))
-            nn.functional.cross_entropy(logits, self._given[index]).backward()
-            self._optimizer.step()
+        for index, logits in next(self._epochs):
             self._average.update_parameters(self.model)
             self._step += 1
-            yield index, logits.detach()
-        self._schedule.step()
+            yield index, logits
 
     def is_time_to_look(self) -> bool:
         return (self._step - 1) % self._steps_per_epoch + 1 in self._looks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,3 +111,36 @@ def pretrain(model: nn.Sequential, task: Task) -> None:
             nn.functional.cross_entropy(logits, task.clean_labels[batch]).backward()
             optimizer.step()
     model[-1].reset_parameters()
+
+
+# Training
+
+
+def fresh_model(setting: Setting, task: Task) -> nn.Sequential:
+    """The network as training begins; its last layer is the head."""
+    model = make_model(setting, task.images.shape[1])
+    if setting.extra == "pretrained":
+        pretrain(model, task)
+    return model
+
+
+def epochs_of(
+    setting: Setting, model: nn.Module, images: Tensor, labels: Tensor
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """The loop of the setting; each epoch gives index and logits of each batch after its update."""
+    optimizer = make_optimizer(setting, model)
+    schedule = make_schedule(setting, optimizer)
+    augment = augmentation(setting)
+
+    def visits() -> Iterator[tuple[Tensor, Tensor]]:
+        model.train()
+        for index in torch.randperm(len(labels)).split(BATCH[setting.data]):
+            optimizer.zero_grad()
+            logits = model(augment(images[index]))
+            nn.functional.cross_entropy(logits, labels[index]).backward()
+            optimizer.step()
+            yield index, logits.detach()
+
+    for _ in range(setting.epochs):
+        yield visits()
+        schedule.step()
