@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran, and the JSON file that keeps it with the results."""
+"""The results of a benchmark as a JSON file, with where and by what they were measured."""
 
 from __future__ import annotations
 
@@ -13,22 +13,34 @@ from typing import Any
 import numpy as np
 import torch
 
-import prioritymonitor
-
 RESULTS = Path(__file__).parent / "results"
 _NUMBER_LISTS = re.compile(r"\[[^\[\]{}\"]*\]")
 
 
 def write_results(name: str, results: dict[str, Any]) -> str:
     """Write `results/NAME.json`, with the environment, and return where; NaN becomes null."""
-    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = _plain({"environment": environment(), **results})
     text = json.dumps(content, indent=1, allow_nan=False)
-    (RESULTS / f"{name}.json").write_text(_NUMBER_LISTS.sub(_on_one_line, text) + "\n")
+    path.write_text(_NUMBER_LISTS.sub(_on_one_line, text) + "\n")
     return f"benchmarks/results/{name}.json"
 
 
+def read_results(name: str) -> dict[str, Any]:
+    """The content of `results/NAME.json`."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
+def earlier_runs(name: str) -> list[dict[str, Any]]:
+    """The `runs` in `results/NAME.json`; none without the file."""
+    return read_results(name)["runs"] if (RESULTS / f"{name}.json").is_file() else []
+
+
 def environment() -> dict[str, Any]:
+    import prioritymonitor  # a process that measures plain training must not load it
+
     return {
         "date": datetime.date.today().isoformat(),
         "prioritymonitor": prioritymonitor.__version__,
@@ -41,6 +53,12 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def memory_mib(name: str) -> float:
+    """Resident memory of this process, now (`"VmRSS"`) or at most so far (`"VmHWM"`); on Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def _cpu() -> str:

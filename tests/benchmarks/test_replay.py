@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from runs.replay import replay
 
+from benchmarks.stopping.runs.replay import replay
 from prioritymonitor import GradientMonitor, StopRule
 from tests.stopping.test_priority import margin_of
 from tests.support.cases import make_data, make_loader, mlp

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs.grid import Setting
-from runs.rivals import RIVALS, VALIDATION, Choice, Watched, signals_of
+
+from benchmarks.stopping.runs.rivals import RIVALS, VALIDATION, Choice, Watched, signals_of
+from benchmarks.stopping.runs.settings import Setting
 
 DISPARITY = "gradient disparity, 5 increases"
 DISPARITY_IN_A_ROW = "gradient disparity, 5 in a row"

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pages
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.stopping import pages
 from prioritymonitor import GradientMonitor, corrupt_labels
 from tests.support.cases import make_data, make_loader, mlp
 
@@ -124,4 +124,4 @@ def test_no_figure_is_left_open(page):
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
 def test_the_tables_are_those_of_the_results(page):
     text = page.read_text()
-    assert pages.fill(text) == text, "run benchmarks/pages.py"
+    assert pages.fill(text) == text, "run python -m benchmarks.stopping.pages"

@@ -3,11 +3,11 @@
 import copy
 
 import torch
-from architectures import ARCHITECTURES, logits_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
+from benchmarks.engines.architectures import ARCHITECTURES, logits_of
 from prioritymonitor.capture.head import logits_in
 from prioritymonitor.capture.hooks import Guard
 from prioritymonitor.capture.parameters import trained_parameters

@@ -5,7 +5,6 @@ import functools
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -13,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.engines.architectures import ARCHITECTURES
 from prioritymonitor.gradients.parameters.closed_form import ClosedFormEngine
 from tests.support import engine_driver
 from tests.support.engine_driver import Driver, by_hand, largest_difference, train

@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, LSTMClassifier, logits_of
 from torch import nn
 from torch.optim import SGD
 
+from benchmarks.engines.architectures import ARCHITECTURES, LSTMClassifier, logits_of
 from prioritymonitor.errors import ArgumentValueError, PriorityMonitorError
 from prioritymonitor.gradients.parameters.func import FuncEngine, check_model
 from tests.support import engine_driver

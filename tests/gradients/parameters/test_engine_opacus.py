@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, VOCABULARY
 from torch import nn
 from torch.optim import SGD
 
+from benchmarks.engines.architectures import ARCHITECTURES, VOCABULARY
 from prioritymonitor import arguments
 from prioritymonitor.errors import ArgumentValueError
 from prioritymonitor.gradients.parameters.opacus import OpacusEngine, check_model

@@ -1,0 +1,1 @@
+"""When the monitor stops, what it hands back, and which labels it names, beside its rivals."""

@@ -1,0 +1,49 @@
+"""Writes the tables of the documentation from the results, between `<!-- begin NAME -->` marks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.stopping.report import runs, stopping, suspects
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
+BLOCK = re.compile(r"(<!-- begin ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "stopping-rules": stopping.stopping_rules,
+    "stopping-against": stopping.stopping_against,
+    "stopping-clean": stopping.stopping_clean,
+    "stopping-groups": stopping.stopping_groups,
+    "stopping-seeds": stopping.stopping_seeds,
+    "stopping-bars": stopping.stopping_bars,
+    "stopping-worst": stopping.stopping_worst,
+    "stopping-short": stopping.stopping_short,
+    "readme-rules": stopping.readme_rules,
+    "ablation": runs.ablation,
+    "stop-runs": runs.stop_runs,
+    "suspects-bars": suspects.suspects_bars,
+    "suspects-ranking": suspects.suspects_ranking,
+    "suspects-naming": suspects.suspects_naming,
+    "suspects-clean": suspects.suspects_clean,
+}
+
+
+def main() -> None:
+    for path in PAGES:
+        text = path.read_text()
+        filled = fill(text)
+        if filled != text:
+            path.write_text(filled)
+            print(path.relative_to(ROOT))
+
+
+def fill(text: str) -> str:
+    """The page with every block written anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Trains a setting to its last epoch and writes down all that a rule may want to know."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from benchmarks.stopping.runs import signals
+from benchmarks.stopping.runs.settings import Setting
+from benchmarks.stopping.runs.task import BATCH, Task, epochs_of, fresh_model, load_task
+
+HELD_OUT = 0.1
+"""Share of the training samples that validation on given labels takes away."""
+
+AVERAGED_EPOCHS = 1.3
+"""Horizon of the running average, that of the weights which the monitor keeps."""
+
+_TYPES = {"index": torch.int32, "alone": torch.float32, "together": torch.float32}
+_TYPES |= dict.fromkeys(("predicted", "rival"), torch.int8)
+
+Recording = dict[str, Any]
+
+
+def record(setting: Setting, folder: Path | None) -> Recording:
+    """Train on all samples.
+
+    Returns:
+        `visits`, for each epoch what `signals.of_visits` says, in the order of training `[n]`;
+        `groups` `[steps, 5]`; `epochs`, the rivals' signals after each; `raw` and `averaged`,
+        accuracies in per cent on clean test data, `views_per_epoch` times an epoch; `given`,
+        `true`.
+    """
+    task = load_task(setting, folder)
+    run = _Run(setting, task, task.images, task.given)
+    noisy = task.given != task.true
+    epochs: list[dict[str, float]] = []
+    visits: list[signals.Columns] = []
+    groups: list[Tensor] = []
+    curves: dict[str, list[float]] = defaultdict(list)
+    for _ in range(setting.epochs):
+        seen = defaultdict(list)
+        for index, logits in run.epoch():
+            features, head = run.features, run.model[-1]
+            labels = task.given[index]
+            columns = signals.of_visits(logits, labels, features, head) | {"index": index}
+            for name, column in columns.items():
+                seen[name].append(column)
+            groups.append(signals.of_groups(logits, labels, features, noisy[index]))
+            if run.is_time_to_look():
+                for name, model in run.views():
+                    curves[name].append(accuracy(model, task.test_images, task.test_labels))
+        visits.append(
+            {
+                name: torch.cat(columns).to(_TYPES.get(name, torch.float16))
+                for name, columns in seen.items()
+            }
+        )
+        epochs.append(
+            signals.of_parameters(run.model, task.images, task.given, BATCH[setting.data])
+        )
+    labels = {"given": task.given.to(torch.int8), "true": task.true.to(torch.int8)}
+    return {"visits": visits, "groups": torch.stack(groups), "epochs": epochs, **curves, **labels}
+
+
+def record_with_validation(setting: Setting, folder: Path | None) -> Recording:
+    """Train without the held-out samples, and validate on their given labels.
+
+    Returns:
+        `raw` and `averaged`, accuracies on clean test data, and `raw_validation` and
+        `averaged_validation`, on the given labels of the held-out samples, in per cent.
+    """
+    task = load_task(setting, folder)
+    kept = round((1 - HELD_OUT) * len(task.given))
+    run = _Run(setting, task, task.images[:kept], task.given[:kept])
+    curves: dict[str, list[float]] = defaultdict(list)
+    for _ in range(setting.epochs):
+        for _ in run.epoch():
+            if run.is_time_to_look():
+                for name, model in run.views():
+                    curves[name].append(accuracy(model, task.test_images, task.test_labels))
+                    held_out = accuracy(model, task.images[kept:], task.given[kept:])
+                    curves[f"{name}_validation"].append(held_out)
+    return dict(curves)
+
+
+def in_order(recording: Recording, name: str, epochs: int | None = None) -> Tensor:
+    """A column of each visit, in the order of the data set, float32 `[epochs, n]`; None: all."""
+    rows = []
+    for visits in recording["visits"][:epochs]:
+        row = torch.empty(len(visits["index"]))
+        row[visits["index"].long()] = visits[name].detach().float()
+        rows.append(row)
+    return torch.stack(rows)
+
+
+class _Run:
+    """A training loop that hands over each batch after its update."""
+
+    def __init__(self, setting: Setting, task: Task, images: Tensor, given: Tensor) -> None:
+        torch.manual_seed(setting.seed)
+        self.model = fresh_model(setting, task)
+        self._epochs = epochs_of(setting, self.model, images, given)
+        self._steps_per_epoch = -(-len(given) // BATCH[setting.data])
+        self._average = running_average(self.model, self._steps_per_epoch)
+        self._step = 0
+        looks = setting.views_per_epoch
+        self._looks = {round(self._steps_per_epoch * (k + 1) / looks) for k in range(looks)}
+        self.features = torch.empty(0)
+        self.model[-1].register_forward_hook(self._keep_features)
+
+    def _keep_features(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if module.training and inputs[0].requires_grad:
+            self.features = inputs[0].detach()
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Index and logits of each batch, `[B]` and `[B, C]`, after its update."""
+        for index, logits in next(self._epochs):
+            self._average.update_parameters(self.model)
+            self._step += 1
+            yield index, logits
+
+    def is_time_to_look(self) -> bool:
+        return (self._step - 1) % self._steps_per_epoch + 1 in self._looks
+
+    def views(self) -> list[tuple[str, nn.Module]]:
+        """The weights now and their running average."""
+        return [("raw", self.model), ("averaged", self._average.module)]
+
+
+def running_average(model: nn.Module, steps_per_epoch: int) -> AveragedModel:
+    """The average of all weights and buffers so far, over the horizon of the monitor's own."""
+    most = 1 - 1 / (AVERAGED_EPOCHS * steps_per_epoch)
+
+    def update(averages: list[Tensor], currents: list[Tensor], averaged: Tensor | int) -> None:
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, currents)
+            return
+        steps = int(averaged) - 1  # the initial weights are the first that are averaged
+        torch._foreach_lerp_(averages, currents, 1 - min(most, (1 + steps) / (10 + steps)))
+
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    average.update_parameters(model)
+    return average
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """In per cent, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    hits = [model(some).argmax(1) == theirs for some, theirs in _pieces(images, labels)]
+    model.train(was_training)
+    return 100 * torch.cat(hits).double().mean().item()
+
+
+def _pieces(images: Tensor, labels: Tensor) -> Any:
+    return zip(images.split(1000), labels.split(1000), strict=True)
