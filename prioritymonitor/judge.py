@@ -8,14 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
-from .arguments import Settings
 from .errors import ArgumentTypeError, ArgumentValueError, contained
 from .records import Decision, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
-from .stopping.rule import first_judged
+from .stopping.rule import Rule, first_judged
 from .stopping.witnesses import WITNESSES
 
 _MOST_RELABELLED = 0.01
@@ -35,19 +32,22 @@ class Judge:
     Witnesses, the rule and the kept weights fail each for itself.
 
     Args:
-        model: The model whose weights are kept.
-        dataset_size: Number of samples an index may name.
-        settings: The rule, the weights to keep and how many samples to follow are read.
+        table: What is known of each sample.
+        keeper: Keeps the weights of the best epoch; None: nobody does.
+        rule: From the records of the epochs to a decision.
         say: Tells the user about a problem.
     """
 
     def __init__(
-        self, model: nn.Module, dataset_size: int, settings: Settings, say: Callable[[str], None]
+        self,
+        table: SampleTable,
+        keeper: WeightKeeper | None,
+        rule: Rule,
+        say: Callable[[str], None],
     ) -> None:
-        self.table = SampleTable(dataset_size, settings.max_tracked)
-        averaged = settings.keep_best == "averaged"
-        self.keeper = WeightKeeper(model, averaged) if settings.keep_best is not None else None
-        self._rule = settings.rule
+        self.table = table
+        self.keeper = keeper
+        self._rule = rule
         self._say = say
         if self.table.bytes > _MUCH_MEMORY:
             say(

@@ -254,6 +254,10 @@ class Decision:
     message: str
 
 
+NOTHING_YET = Decision(False, StopReason.TOO_EARLY, 0, None, "no epoch has been completed yet")
+"""The decision that a run begins with."""
+
+
 class Suspect(NamedTuple):
     """A training sample whose label may be wrong.
 

@@ -28,6 +28,7 @@ from .capture.step import StepCapture
 from .errors import contained, may_pass
 from .judge import Judge, SamplesMixedUp
 from .records import (
+    NOTHING_YET,
     RECORD_KEYS,
     Decision,
     Observation,
@@ -39,10 +40,10 @@ from .records import (
 )
 from .report.sinks import Reports
 from .samples.grouping import Grouping
+from .samples.table import SampleTable
 from .state import load_state, state_of
 from .steps import Steps
-
-_NOTHING_YET = Decision(False, StopReason.TOO_EARLY, 0, None, "no epoch has been completed yet")
+from .stopping.kept_weights import WeightKeeper
 
 
 class Run:
@@ -62,7 +63,7 @@ class Run:
         self.settings = settings
         self.id = secrets.token_hex(8)
         self.phase = Phase.NOT_BEGUN
-        self.decision = _NOTHING_YET
+        self.decision = NOTHING_YET
         self.epoch = 0
         self.records: tuple[Record, ...] = ()
         self.reports = Reports(settings.log_dir, settings.writer)
@@ -116,7 +117,10 @@ class Run:
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
             return
         self.expected_steps = float(recorder.batches or self.expected_steps)
-        self.judge = Judge(model, size, self.settings, self.log.once)
+        settings, averaged = self.settings, self.settings.keep_best == "averaged"
+        keeper = WeightKeeper(model, averaged) if settings.keep_best is not None else None
+        table = SampleTable(size, settings.max_tracked)
+        self.judge = Judge(table, keeper, settings.rule, self.log.once)
 
     def close(self) -> None:
         """Leave model, optimizer and loader as found, and write what is left.

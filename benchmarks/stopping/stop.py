@@ -136,7 +136,7 @@ def view(monitor: GradientMonitor, noisy: Tensor) -> dict[str, Any]:
     """What the monitor says now."""
     records = monitor.history()
     priority = [record["priority"] for record in records if record.get("priority") is not None]
-    suspects = monitor.suspects()
+    suspects = monitor.suspects(min_score=0)
     truth = [bool(noisy[suspect.index]) for suspect in suspects]
     taken = [suspect.score > 0.5 for suspect in suspects]
     hits = sum(one and other for one, other in zip(truth, taken, strict=True))

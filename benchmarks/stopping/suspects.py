@@ -40,6 +40,8 @@ from benchmarks.stopping.runs.record import record
 from benchmarks.stopping.runs.replay import replay
 from benchmarks.stopping.runs.settings import SEEDS, Setting, settings
 from benchmarks.tables import print_table
+from prioritymonitor.stopping.kept_weights import AVERAGE_LAG
+from prioritymonitor.stopping.rule import measure_only
 
 MONITOR, AUM, LEARNING = "monitor", "AUM", "confident learning"
 FAVOURED = f"{LEARNING}, favoured"
@@ -100,25 +102,28 @@ def judge_run(setting: Setting, cache: Path) -> Run:
     """All detectors at both moments; of each its metrics in the order of `METRICS`."""
     recording = torch.load(path_of(cache, setting, "full"), weights_only=True)
     wrong = (recording["given"] != recording["true"]).numpy()
-    paths = {"stop": replay(recording), "end": replay(recording, None)}
-    decision = paths["stop"].decision
+    replays = {"stop": replay(recording), "end": replay(recording, measure_only)}
+    decision = replays["stop"].decision
+    assert decision.best_epoch is not None
+    best_epoch = min(decision.best_epoch + AVERAGE_LAG, decision.epoch)
     trained = load_trained(setting, cache)
     run = {
         "name": setting.name,
         "kind": setting.noise,
         "rate": setting.rate,
         "stop_epoch": decision.epoch if decision.stop else None,
-        "noise_rate": paths["stop"].noise_rate,
+        "noise_rate": replays["stop"].table.noise_rate,
     }
-    for moment, path in paths.items():
-        epoch = path.decision.epoch
-        verdicts = {MONITOR: named_by_monitor(path.suspects(None))} | from_visits(recording, epoch)
+    for moment, run_of in replays.items():
+        epoch = run_of.decision.epoch
+        named = named_by_monitor(run_of.table.suspects(None, 0.0))
+        verdicts = {MONITOR: named} | from_visits(recording, epoch)
         if trained:
             below = below_threshold(trained["threshold-samples"], epoch)
             verdicts[AUM] = Verdict(verdicts[AUM].score, below)
         found = {name: judge(verdict, wrong) for name, verdict in verdicts.items()}
         if trained:
-            epochs = {epoch, decision.best_epoch} if moment == "stop" else {epoch}
+            epochs = {epoch, best_epoch} if moment == "stop" else {epoch}
             several = confident_learning(trained["out-of-sample"], recording, epochs)
             judged = {place: judge(verdict, wrong) for place, verdict in several.items()}
             best = max(judged.values(), key=lambda metrics: metrics["f1"] or -metrics["named"])

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 
 from benchmarks.stopping.runs.replay import replay
 from prioritymonitor import GradientMonitor, StopRule
+from prioritymonitor.stopping.rule import measure_only
 from tests.stopping.test_priority import margin_of
 from tests.support.cases import make_data, make_loader, mlp
 
 
-@pytest.mark.parametrize("rule", [StopRule(patience=1, tolerance=0.0), None])
+@pytest.mark.parametrize("rule", [StopRule(patience=1, tolerance=0.0), measure_only])
 def test_a_replay_of_the_visits_comes_to_the_decision_of_the_loop(rule):
     data = make_data(torch.float32, samples=120)
     torch.manual_seed(0)
@@ -30,12 +31,14 @@ def test_a_replay_of_the_visits_comes_to_the_decision_of_the_loop(rule):
             names = ("index", "loss", "margin", "el2n", "rival")
             columns = (torch.cat(column) for column in zip(*seen, strict=True))
             visits.append(dict(zip(names, columns, strict=True)))
-    path = replay({"given": data.given, "visits": visits}, rule=rule)
-    assert path.decision == monitor.decision
-    assert path.priority == pytest.approx([r["priority"] for r in monitor.history()], abs=1e-5)
-    assert path.suspects(None) == [
+    replayed = replay({"given": data.given, "visits": visits}, rule=rule)
+    assert replayed.decision == monitor.decision
+    for name in ("priority", "noise_rate", "train_loss"):
+        expected = [record[name] for record in monitor.history()]
+        assert [record[name] for record in replayed.history] == pytest.approx(expected, abs=1e-5)
+    assert replayed.table.suspects(None, 0.0) == [
         (index, pytest.approx(score, abs=1e-5), given, predicted)
-        for index, score, given, predicted in monitor.suspects()
+        for index, score, given, predicted in monitor.suspects(min_score=0)
     ]
 
 

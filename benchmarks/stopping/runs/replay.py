@@ -5,62 +5,72 @@ The monitor changes nothing in the training, so its decisions follow from what t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.stopping.runs.record import Recording
 from benchmarks.stopping.runs.rivals import Choice
 from benchmarks.stopping.runs.settings import Setting
-from prioritymonitor import StopRule
-from prioritymonitor.records import Batch, Labels
-from prioritymonitor.samples.table import PriorityPath
+from prioritymonitor import Decision, StopRule
+from prioritymonitor.judge import Judge
+from prioritymonitor.records import NOTHING_YET, RECORD_KEYS, Record, TargetKind, Visits
+from prioritymonitor.samples.table import SampleTable
+from prioritymonitor.stopping.kept_weights import WeightKeeper
+from prioritymonitor.stopping.rule import Rule
 
 _RULE = StopRule()
 
 
-def replay(recording: Recording, rule: StopRule | None = _RULE) -> PriorityPath:
+@dataclass(frozen=True)
+class Replay:
+    """What the monitor would have known at the end."""
+
+    table: SampleTable
+    history: tuple[Record, ...]
+    decision: Decision
+
+
+def replay(recording: Recording, rule: Rule = _RULE) -> Replay:
     """Follow the epochs until the stop, or to the end.
 
     Args:
         recording: From `record`.
-        rule: When to stop; None: never.
+        rule: When to stop.
     """
     given = recording["given"].long()
-    lag = (rule or StopRule()).average_lag
-    path = PriorityPath(len(given), len(given), rule, lag)
-    for visits in recording["visits"]:
-        index = visits["index"].long()
-        path.record(_batch(visits, index, given), None)
-        path.end_epoch()
-        if path.decision.stop:
+    table = SampleTable(len(given), None)
+    judge = Judge(table, WeightKeeper(nn.Identity(), averaged=True), rule, print)
+    history: tuple[Record, ...] = ()
+    decision = NOTHING_YET
+    for epoch, visits in enumerate(recording["visits"], 1):
+        table.record(_visits(visits, given), None)
+        record: Record = dict.fromkeys(RECORD_KEYS) | {"epoch": epoch}
+        decision = judge.end_epoch(record, history, decision)
+        history = (*history, record)
+        if decision.stop:
             break
-    return path
+    return Replay(table, history, decision)
 
 
 def monitor_choice(setting: Setting, recording: Recording) -> Choice:
     """The epoch that the monitor takes for the best one, before the lag of the averaged weights."""
-    path = replay(recording, StopRule(average_lag=0))
-    decision = path.decision
+    decision = replay(recording).decision
     assert decision.best_epoch is not None
     looks = decision.best_epoch * setting.views_per_epoch
     return Choice(looks, decision.epoch, decision.stop and decision.epoch < setting.epochs)
 
 
-def _batch(visits: dict[str, Tensor], samples: Tensor, given: Tensor) -> Batch:
-    always = torch.ones(len(samples), dtype=torch.bool)
-    return Batch(
-        target=given[samples],
-        residual=torch.empty(0),
-        sample_loss=visits["loss"].float(),
-        margin=visits["margin"].float(),
-        error=visits["el2n"].float(),
-        rival=visits["rival"].long(),
-        counted=always,
-        finite=always[:1],
-        in_range=always[:1],
-        misfit=torch.zeros(1),
-        strength=torch.ones(1),
-        labels=Labels.ONE,
-        features=None,
-        index=samples,
+def _visits(columns: dict[str, Tensor], given: Tensor) -> Visits:
+    index = columns["index"].long()
+    return Visits(
+        given_label=given[index],
+        sample_loss=columns["loss"].float(),
+        margin=columns["margin"].float(),
+        error=columns["el2n"].float(),
+        rival=columns["rival"].long(),
+        counted=torch.ones(len(index), dtype=torch.bool),
+        targets=TargetKind.ONE,
+        index=index,
     )

@@ -15,11 +15,11 @@ from benchmarks.stopping.runs.record import Recording
 from benchmarks.stopping.runs.replay import monitor_choice
 from benchmarks.stopping.runs.rivals import RIVALS, VALIDATION, Choice, Watched, signals_of
 from benchmarks.stopping.runs.settings import Setting
-from prioritymonitor import StopRule
+from prioritymonitor.stopping.kept_weights import AVERAGE_LAG
 
 MONITOR = "prioritymonitor"
 RULES = (MONITOR, *VALIDATION, *RIVALS)
-LAG = StopRule().average_lag
+LAG = AVERAGE_LAG
 """Averaged weights trail the raw ones by about so many epochs; the monitor's own allowance."""
 RIVAL_LAGS = (0, 1, 2)
 

@@ -6,22 +6,22 @@ What a part is changed to was either the rule of an earlier version or something
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.stopping.runs.record import Recording, in_order
 from prioritymonitor import Decision, StopRule
+from prioritymonitor.records import MOST_NOISE
 from prioritymonitor.samples.noisiness import (
-    MOST_NOISE,
     TEMPERATURE,
     consistent_noise_rate,
     noisy_part,
     noisy_weight,
     wrong_label_chance,
 )
-from prioritymonitor.stopping.rule import decide
+from prioritymonitor.stopping.kept_weights import AVERAGE_LAG
 
 ONE_NAT = 1.0
 _FIRST_SAMPLES = 128
@@ -71,6 +71,7 @@ class Variant:
         until: By how many epochs the margins reach beyond the end of the change that they judge.
         value: What is followed: the loss of each sample, or something else, `[T, n]`.
         rule: When to stop.
+        lag: Epochs after the best one whose averaged weights are taken.
     """
 
     part: Callable[[Tensor], Tensor] = noisy_part
@@ -78,6 +79,7 @@ class Variant:
     until: int = 0
     value: Callable[[Visits], Tensor] = lambda visits: visits.loss
     rule: StopRule = _RULE
+    lag: int = AVERAGE_LAG
 
 
 def judge(visits: Visits, variant: Variant) -> Decision:
@@ -94,7 +96,8 @@ def judge(visits: Visits, variant: Variant) -> Decision:
         before = after
     priority = gains.double().cumsum(0).tolist()
     scale = visits.initial_loss if value is visits.loss else ONE_NAT
-    return _sequence(lambda now: priority[:now], visits, variant.rule, scale, variant.until)
+    decision = _sequence(lambda now: priority[:now], visits, variant.rule, scale, variant.until)
+    return _later(decision, variant.lag)
 
 
 def judge_anew(
@@ -107,8 +110,8 @@ def judge_anew(
         sign = 2 * part(margins[max(now - delay, 1) - 1]) - 1
         return (visits.loss[:now] @ sign / len(sign)).tolist()
 
-    rule = StopRule(patience=patience, tolerance=0.0, average_lag=lag)
-    return _sequence(priority, visits, rule, ONE_NAT, 0)
+    rule = StopRule(patience=patience, tolerance=0.0)
+    return _later(_sequence(priority, visits, rule, ONE_NAT, 0), lag)
 
 
 def _sequence(
@@ -120,11 +123,25 @@ def _sequence(
 ) -> Decision:
     first = visits.first
     for now in range(1, len(visits.loss) + 1 - max(wait, 0)):
-        known = first if first is not None and first <= now else None
-        decision = decide(priority(now), rule, rule.average_lag, scale, known)
+        decision = rule(
+            [
+                {
+                    "priority": value,
+                    "initial_loss": scale,
+                    "noise_rate": 0.0 if first is not None and epoch >= first else 1.0,
+                }
+                for epoch, value in enumerate(priority(now), 1)
+            ]
+        )
         if decision.stop:
             break
     return decision
+
+
+def _later(decision: Decision, lag: int) -> Decision:
+    """The decision with the epoch whose averaged weights are taken."""
+    assert decision.best_epoch is not None
+    return replace(decision, best_epoch=min(decision.best_epoch + lag, decision.epoch))
 
 
 def _mean_margins(margin: Tensor, recency: float) -> Tensor:
@@ -178,8 +195,8 @@ VARIANTS: dict[str, Callable[[Visits], Decision]] = {
         "tolerance 2 %": Variant(rule=StopRule(tolerance=0.02)),
         "patience 1": Variant(rule=StopRule(patience=1)),
         "patience 7": Variant(rule=StopRule(patience=7)),
-        "weights of the peak, no lag": Variant(rule=StopRule(average_lag=0)),
-        "lag 2": Variant(rule=StopRule(average_lag=2)),
-        "lag 3": Variant(rule=StopRule(average_lag=3)),
+        "weights of the peak, no lag": Variant(lag=0),
+        "lag 2": Variant(lag=2),
+        "lag 3": Variant(lag=3),
     }.items()
 }
