@@ -86,6 +86,7 @@ class Judge:
                 f"{epoch.relabelled} of them showed another label than before; something between "
                 "train_loader and the model changes the order of batches or their labels"
             )
+        record["samples_seen"] = epoch.samples_seen
         record["initial_loss"] = _known(table.history.initial_loss)
         for name, witness in WITNESSES.items():
             with self._alone(name):

@@ -182,9 +182,9 @@ class GradientMonitor:
 
         Returns:
             Plain dicts, with the same keys in every epoch: `epoch`, `step`, `time` (seconds since
-            1970), `train_loss`, `clean_loss`, `noisy_loss`, `initial_loss`, `noise_rate`,
-            `priority`, `agreement`, `prediction_changes`, `validation`, `best_epoch`, `stop`,
-            `reason` (the name of a `StopReason`). None where a value is not known.
+            1970), `samples_seen`, `initial_loss`, `train_loss`, `clean_loss`, `noisy_loss`,
+            `noise_rate`, `priority`, `agreement`, `prediction_changes`, `validation`, `best_epoch`,
+            `stop`, `reason` (the name of a `StopReason`). None where a value is not known.
         """
         return [dict(record) for record in self._run.records]
 

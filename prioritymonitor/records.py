@@ -23,8 +23,8 @@ Record = dict[str, Any]
 """What is known of an epoch at its end; the keys are `RECORD_KEYS`."""
 
 RECORD_KEYS = (
-    *("epoch", "step", "time", "train_loss", "clean_loss", "noisy_loss", "initial_loss"),
-    *("noise_rate", "priority", "agreement", "prediction_changes", "validation"),
+    *("epoch", "step", "time", "samples_seen", "initial_loss"),
+    *("train_loss", "clean_loss", "noisy_loss", "noise_rate", "priority", "agreement", "prediction_changes", "validation"),
     *("best_epoch", "stop", "reason"),
 )
 """The same in every epoch of every run; None where a value is not known."""

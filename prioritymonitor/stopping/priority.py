@@ -20,9 +20,24 @@ def priority(epoch: EpochOfSamples, earlier: Sequence[Record]) -> float:
         epoch: The epoch.
         earlier: The records of the epochs before.
     """
-    before = earlier[-1]["priority"] if earlier else None
-    gain = priority_gain(epoch.decrease, epoch.noisy_part) / max(epoch.samples_seen, 1)
-    return gain + (before or 0.0)
+    gained = priority_gain(epoch.decrease, epoch.noisy_part)
+    if earlier and earlier[-1]["priority"] is not None:
+        gained += earlier[-1]["priority"] * earlier[-1]["samples_seen"]
+    return gained / max(epoch.samples_seen, 1)
+
+
+def priority_curve(history: Sequence[Record]) -> dict[int, float]:
+    """Epoch -> clean priority, in nats per sample visited by the end of the history.
+
+    A record counts by the samples visited up to its own epoch; where they become more, as with
+    epochs over part of the data, its value is one of fewer samples.
+    """
+    seen = max(history[-1]["samples_seen"] or 0, 1)
+    return {
+        epoch: record["priority"] * (record["samples_seen"] / seen)
+        for epoch, record in enumerate(history, 1)
+        if record["priority"] is not None
+    }
 
 
 def priority_gain(decrease: Tensor, noisy_part: Tensor) -> float:

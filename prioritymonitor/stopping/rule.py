@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..records import MOST_NOISE, Decision, Record, StopReason
+from .priority import priority_curve
 
 Rule = Callable[[Sequence[Record]], Decision]
 """What `stop=` takes."""
@@ -65,9 +66,9 @@ class StopRule:
 
         Args:
             history: The records of the epochs, the first one first; not empty. Only `priority`,
-                `noise_rate` and `initial_loss` are looked at.
+                `samples_seen`, `noise_rate` and `initial_loss` are looked at.
         """
-        now, curve = len(history), _priority(history)
+        now, curve = len(history), priority_curve(history)
         if now not in curve:
             message = "not judged: the clean priority of this epoch is not known"
             return Decision(False, StopReason.TOO_EARLY, now, None, message)
@@ -112,12 +113,6 @@ def first_judged(history: Sequence[Record]) -> int | None:
     """The first epoch after which labels could be judged; None: none yet."""
     rates = ((epoch, record["noise_rate"]) for epoch, record in enumerate(history, 1))
     return next((epoch for epoch, rate in rates if rate is not None and rate < MOST_NOISE), None)
-
-
-def _priority(history: Sequence[Record]) -> dict[int, float]:
-    """Epoch -> clean priority, where it is known."""
-    values = {epoch: record["priority"] for epoch, record in enumerate(history, 1)}
-    return {epoch: value for epoch, value in values.items() if value is not None}
 
 
 def _epochs(count: int) -> str:

@@ -335,10 +335,12 @@ LONG = [
 
 @pytest.mark.parametrize("setting", LONG, ids=str)
 def test_a_sub_sample_of_positions_is_measured_exactly(setting):
-    for monitor, batches, expected, _ in train(setting, torch.float64):
-        assert batches[-1].residual.shape[1] == 32
+    for monitor, seen, expected, _ in train(setting, torch.float64):
+        latest = seen.observations[-1]
+        assert latest.head.residual.shape[1] == 32
         # What divides the whole gradient of the logits, to give that of the samples' own losses.
-        assert batches[-1].strength.item() == pytest.approx(1 / batches[-1].counted.sum().item())
+        strength, counted = latest.head.strength.item(), latest.visits.counted.sum().item()
+        assert strength == pytest.approx(1 / counted)
         for name, value in expected.items():
             assert close(monitor.latest[name], value, 1e-10), name
 
@@ -368,24 +370,24 @@ def test_sequences_of_several_lengths_in_one_step():
 
 def test_losses_margins_and_errors_are_means_over_the_positions_that_count():
     setting = next(s for s in SETTINGS if s.name == "tokens, ignored ones")
-    seen = []
+    passed = []
 
     def watched(model, x, y, _):
         logits = model(x)
-        seen.append((logits.detach().clone(), y))
+        passed.append((logits.detach().clone(), y))
         return F.cross_entropy(logits.view(-1, VOCABULARY), y.view(-1))
 
     setting = Setting(**{**vars(setting), "loss": watched})
-    for _, batches, _, _ in train(setting, torch.float64):
-        logits, y = seen[-1]
+    for _, seen, _, _ in train(setting, torch.float64):
+        logits, y = passed[-1]
         counted = y != -100
         losses = F.cross_entropy(logits.transpose(1, 2), y, reduction="none")
         p, label = logits.softmax(2), y.clamp(min=0).unsqueeze(2)
         margins = (p.gather(2, label) - p.scatter(2, label, -1).max(2, keepdim=True).values)[..., 0]
         number = counted.sum(1).clamp(min=1)
-        batch = batches[-1]
-        torch.testing.assert_close(batch.sample_loss, losses.sum(1) / number)
-        torch.testing.assert_close(batch.margin, (margins * counted).sum(1) / number)
+        visits = seen.observations[-1].visits
+        torch.testing.assert_close(visits.sample_loss, losses.sum(1) / number)
+        torch.testing.assert_close(visits.margin, (margins * counted).sum(1) / number)
         errors = [
             [
                 (row.softmax(0) - F.one_hot(one, VOCABULARY)).norm()
@@ -394,9 +396,9 @@ def test_losses_margins_and_errors_are_means_over_the_positions_that_count():
             for pair in zip(logits, label.squeeze(2), strict=True)
         ]
         errors = torch.stack([torch.stack(rows) for rows in errors])
-        torch.testing.assert_close(batch.error, (errors * counted).sum(1) / number)
-        assert torch.equal(batch.counted, counted.any(1))
-        assert (batch.target == -1).all()
+        torch.testing.assert_close(visits.error, (errors * counted).sum(1) / number)
+        assert torch.equal(visits.counted, counted.any(1))
+        assert (visits.given_label == -1).all()
 
 
 def loop(setting, monitored, between=lambda: None):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prioritymonitor import StopReason
-from prioritymonitor.records import Labels
+from prioritymonitor.records import TargetKind
 from tests.gradients.test_head_statistics import TOLERANCE, close
 from tests.support.cases import INPUTS
 from tests.support.one_by_one import SAMPLES, Setting, train
@@ -273,18 +273,18 @@ def by_name(name):
 )
 def test_losses_and_margins_of_samples_are_what_the_criterion_says(name, loss, margin):
     setting = by_name(name)
-    seen = []
+    passed = []
 
     def watched(model, x, y, criterion):
         z = model(x)
-        seen.append((z.detach().clone(), y))
+        passed.append((z.detach().clone(), y))
         return criterion(z, y)
 
     setting = Setting(**{**vars(setting), "loss": watched, "micro_batches": 1})
-    for _, batches, _, _ in train(setting, torch.float64):
-        z, y = seen[-1]
-        torch.testing.assert_close(batches[-1].sample_loss, loss(z, y), rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(batches[-1].margin, margin(z, y), rtol=1e-10, atol=1e-12)
+    for _, seen, _, _ in train(setting, torch.float64):
+        (z, y), visits = passed[-1], seen.observations[-1].visits
+        torch.testing.assert_close(visits.sample_loss, loss(z, y), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(visits.margin, margin(z, y), rtol=1e-10, atol=1e-12)
 
 
 def by_softmax(z, y):
@@ -344,12 +344,12 @@ def test_the_error_is_how_far_the_probabilities_are_from_the_label(setting, of_o
 
         return setting.loss(observed, x, y, criterion)
 
-    *_, (_, batches, _, _) = train(
+    *_, (_, seen, _, _) = train(
         Setting(**{**vars(setting), "loss": watched}), torch.float64, every=every
     )
-    error = torch.cat([batch.error for batch in batches])
+    error = torch.cat([one.visits.error for one in seen.observations])
     assert error.shape == (SAMPLES,)
-    kept = torch.cat([batch.counted for batch in batches])
+    kept = torch.cat([one.visits.counted for one in seen.observations])
     assert kept.all() or setting.name == "ignored labels"
     expected = torch.stack(expected).to(error)
     torch.testing.assert_close(error[kept], expected[kept], rtol=1e-9, atol=1e-12, equal_nan=True)
@@ -362,19 +362,19 @@ def probability_margin(p, y):
 
 def test_a_single_logit_has_two_classes_and_several_labels_have_none():
     *_, (monitor, *_) = train(by_name("binary, logits [B]"), torch.float32)
-    assert {s.given_label for s in monitor.suspects()} == {0, 1}
-    assert all(s.predicted_label in (-1, 1 - s.given_label) for s in monitor.suspects())
-    *_, (monitor, batches, _, _) = train(by_name("multi-label"), torch.float32)
-    assert batches[-1].labels is Labels.SEVERAL
-    assert len(monitor.suspects()) == SAMPLES
-    assert {(s.given_label, s.predicted_label) for s in monitor.suspects()} == {(-1, -1)}
+    assert {s.given_label for s in monitor.suspects(min_score=0)} == {0, 1}
+    assert all(s.predicted_label in (-1, 1 - s.given_label) for s in monitor.suspects(min_score=0))
+    *_, (monitor, seen, _, _) = train(by_name("multi-label"), torch.float32)
+    assert seen.observations[-1].visits.targets is TargetKind.SEVERAL
+    assert len(monitor.suspects(min_score=0)) == SAMPLES
+    assert {(s.given_label, s.predicted_label) for s in monitor.suspects(min_score=0)} == {(-1, -1)}
 
 
 def test_regression_is_measured_and_says_once_that_it_has_no_suspects(said):
-    for monitor, batches, _, _ in train(by_name("regression [B]"), torch.float32):
-        assert batches[-1].labels is Labels.NUMBERS
+    for monitor, seen, _, _ in train(by_name("regression [B]"), torch.float32):
+        assert seen.observations[-1].visits.targets is TargetKind.NUMBERS
         assert monitor.decision.reason is StopReason.NO_CLASSES
-    assert monitor.suspects() == []
+    assert monitor.suspects(min_score=0) == []
     assert len(said()) == 1
     assert "no suspects and no stop" in said()[0]
 
@@ -389,10 +389,10 @@ def test_a_weight_for_each_row_is_taken_batch_by_batch():
         through(BCE),
         criterion=module(nn.BCEWithLogitsLoss, weight=weight),
     )
-    *_, (_, batches, _, _) = train(setting, torch.float64, every=100)
+    *_, (_, seen, _, _) = train(setting, torch.float64, every=100)
     # The first batch is observed at once, the others together at the end of the epoch.
-    assert sum(len(batch.sample_loss) for batch in batches) == SAMPLES
-    assert len(batches) < SAMPLES // 6
+    assert seen.samples == SAMPLES
+    assert len(seen.observations) < SAMPLES // 6
 
 
 def test_true_labels_without_a_single_label_per_sample_are_refused_with_the_remedy(said):
@@ -452,12 +452,11 @@ def test_an_auxiliary_loss_does_no_harm(arrange, criterion, said):
         criterion=lambda dtype: criterion,
         true_labels=TRUE,
     )
-    batches = []
-    for monitor, batches, expected, _ in train(setting, torch.float64):  # noqa: B007
-        assert monitor._watch.capture.head_watch.head is not None
+    for monitor, seen, expected, _ in train(setting, torch.float64):  # noqa: B007
+        assert "head=None" not in repr(monitor)
         for name, value in expected.items():
             assert close(monitor.latest[name], value, 1e-10), name
-    assert sum(len(batch.target) for batch in batches) == SAMPLES  # no sample twice
+    assert seen.samples == SAMPLES  # no sample twice
     assert said() == []
 
 

@@ -125,7 +125,7 @@ def test_copies_and_saved_models_are_free_of_the_monitor(engine):
     average.update_parameters(model)
     optimizer.step()
     assert monitor.latest["coverage"] == 1
-    assert monitor._watch.capture.steps == 1
+    assert "steps=1," in repr(monitor)
     monitor.close()
 
 

@@ -18,7 +18,9 @@ from prioritymonitor import (
     StopRule,
     corrupt_labels,
 )
+from prioritymonitor.gradients.measured_steps import StepMeter
 from prioritymonitor.report import tensorboard as reporting
+from prioritymonitor.samples.history import SampleHistory
 from tests.support.cases import INPUTS, make_data, make_loader, mlp
 
 N = 60
@@ -106,7 +108,7 @@ def test_a_frozen_model_raises():
         GradientMonitor(model, optimizer)
 
 
-@pytest.mark.parametrize("field", ["patience", "min_epochs", "average_lag", "tolerance"])
+@pytest.mark.parametrize("field", ["patience", "min_epochs", "tolerance"])
 def test_a_stop_rule_refuses_nonsense(field):
     with pytest.raises(ArgumentValueError, match=field):
         StopRule(**{field: -1})
@@ -206,7 +208,7 @@ def test_a_head_that_does_not_give_the_logits_turns_its_statistics_off(named, sa
     assert len(said()) == 1
     assert "Statistics of the head are off" in said()[0]
     assert set(monitor.latest) == {"train_loss", "overhead_fraction"}
-    assert len(monitor.suspects()) == N
+    assert len(monitor.suspects(min_score=0)) == N
     assert len(monitor.history()) == 2
     monitor.close()
 
@@ -291,22 +293,30 @@ def test_a_writer_that_raises_is_used_once(said):
 
 
 def test_a_failure_inside_keeps_what_was_measured(said, monkeypatch):
-    monitor, _ = train()
-    history = monitor.history()
-    monkeypatch.setattr(monitor._watch._meter, "measure", lambda *a: 1 / 0)
-    loader = monitor._watch._recorder.loader
-    model = monitor._watch.keeper._model
+    model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    again = GradientMonitor(model, optimizer, loader, every=1)
-    monkeypatch.setattr(again._watch._meter, "measure", lambda *a: 1 / 0)
-    for x, y, _ in loader:
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    assert again.decision.reason is StopReason.FAILED
+    loader = make_loader(make_data(torch.float32), batch_size=10)
+    monitor = GradientMonitor(model, optimizer, loader, every=1)
+    for epoch in range(3):
+        if epoch == 2:
+            history, suspects = monitor.history(), monitor.suspects(min_score=0)
+            monkeypatch.setattr(SampleHistory, "record", lambda *a: 1 / 0)
+        for x, y, _ in loader:
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert monitor.decision.reason is StopReason.FAILED
     assert sum("division by zero" in message for message in said()) == 1
-    assert monitor.history()[:2] == history
-    for one in (monitor, again):
-        one.close()
+    assert (monitor.history(), monitor.suspects(min_score=0)) == (history, suspects)
+    monitor.close()
+
+
+def test_statistics_of_steps_that_fail_end_nothing_else(said, monkeypatch):
+    monkeypatch.setattr(StepMeter, "measure", lambda *a: 1 / 0)
+    monitor, _ = train()
+    assert monitor.decision.reason is not StopReason.FAILED
+    assert len(monitor.history()) == 2
+    assert sum("statistics of steps are off" in message for message in said()) == 1
+    monitor.close()
 
 
 def test_a_training_set_of_one_class_is_survived():

@@ -52,7 +52,7 @@ class Run:
         return {
             "decision": vars(self.monitor.decision),
             "history": self.monitor.history(),
-            "suspects": self.monitor.suspects(),
+            "suspects": self.monitor.suspects(min_score=0),
             "best": {k: v.clone() for k, v in self.model.state_dict().items()},
             "latest": {
                 tag: value

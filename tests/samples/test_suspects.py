@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from prioritymonitor.samples.noisiness import chance_at_first_visit, wrong_label_chance
 from tests.stopping.test_priority import watched
+from tests.support.observed import observing
 
 
 def test_a_label_is_a_suspect_from_a_mean_error_of_nine_tenths_on():
@@ -80,7 +81,7 @@ def test_suspects_are_judged_by_all_visits_up_to_the_best_epoch():
             expected = wrong_label_chance(errors / epoch, data.given, rival)
     assert monitor.best_epoch < 40
     score = torch.empty(400)
-    for suspect in monitor.suspects():
+    for suspect in monitor.suspects(min_score=0):
         score[suspect.index] = suspect.score
     torch.testing.assert_close(score, expected, atol=1e-4, rtol=0)
     assert monitor.noise_rate == (expected > 0.5).double().mean().item()
@@ -90,25 +91,17 @@ def test_suspects_are_judged_by_all_visits_up_to_the_best_epoch():
 def test_the_groups_of_a_step_are_those_of_the_suspects():
     """At a sample's first visit they come from the error of that visit."""
     _, model, optimizer, loader, monitor = watched(every=1)
-    capture, weights = monitor._watch.capture, []
-    report = capture._on_batch
-    grouping = monitor._watch._grouping
-
-    def seen(batch):
-        weights.append((batch, grouping.noisy_weight(batch)))
-        report(batch)
-
-    capture._on_batch = seen
     for epoch in range(2):
-        weights.clear()
-        score = {suspect.index: suspect.score for suspect in monitor.suspects()}
-        for x, y, _ in loader:
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        for batch, weight in weights:
-            past = torch.tensor([score.get(i, torch.nan) for i in batch.index.tolist()])
-            expected = past if epoch else chance_at_first_visit(batch.error)
+        score = {suspect.index: suspect.score for suspect in monitor.suspects(min_score=0)}
+        with observing() as seen:
+            for x, y, _ in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        for step, weight in zip(seen.steps, seen.weights, strict=True):
+            (visits,) = (one.visits for one in step.observations)
+            past = torch.tensor([score.get(i, torch.nan) for i in visits.index.tolist()])
+            expected = past if epoch else chance_at_first_visit(visits.error)
             torch.testing.assert_close(weight, expected)
     assert len(score) == 400
     monitor.close()

@@ -89,8 +89,8 @@ def test_a_single_first_sample_does_not_set_the_tolerance():
     data = make_data(torch.float32, samples=40)
     loader = make_loader(data, batch_size=1)
     monitor = train(loader, mlp(), 1, rate=1e-6)
-    path = monitor._watch.path
-    assert path.history.initial_loss == pytest.approx(path.history.loss.mean().item(), rel=1e-3)
+    (record,) = monitor.history()
+    assert record["initial_loss"] == pytest.approx(record["train_loss"], rel=1e-3)
     monitor.close()
 
 
@@ -113,9 +113,9 @@ def test_a_state_from_before_the_first_epoch_leaves_no_suspects_behind():
     state = fresh.state_dict()
     fresh.close()
     used = train(loader, mlp(), 3, stop=None)
-    assert used.suspects()
+    assert used.suspects(min_score=0)
     used.load_state_dict(state)
-    assert used.suspects() == []
+    assert used.suspects(min_score=0) == []
     used.close()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from prioritymonitor import GradientMonitor
+from tests.support.observed import observing
 from tests.support.reference import expected_statistics, head_parameters, head_update
 
 SAMPLES = 24
@@ -45,7 +46,12 @@ def noisy_samples():
 
 
 def train(setting, dtype, every=1, **options):
-    """Yield after each optimizer step: monitor, batches observed so far, oracle, samples."""
+    """Yield after each optimizer step: monitor, records seen so far, oracle, samples."""
+    with observing() as seen:
+        yield from _trained(setting, dtype, every, options, seen)
+
+
+def _trained(setting, dtype, every, options, seen):
     torch.manual_seed(0)
     x, y = setting.data(dtype)
     model = setting.model().to(dtype)
@@ -57,10 +63,6 @@ def train(setting, dtype, every=1, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     known = {"noisy": noisy_samples(), "true_labels": setting.true_labels} | options
     monitor = GradientMonitor(model, optimizer, loader, criterion=criterion, every=every, **known)
-    batches = []
-    capture = monitor._watch.capture
-    report = capture._on_batch
-    capture._on_batch = lambda batch: (batches.append(batch), report(batch))
     pending = []
     for x, y, index in loader:
         if not pending:
@@ -71,7 +73,7 @@ def train(setting, dtype, every=1, **options):
         setting.loss(model, x, y, criterion).backward()
         if len(pending) == setting.micro_batches:
             optimizer.step()
-            yield monitor, batches, expected(setting, pending, head_update(head, before)), pending
+            yield monitor, seen, expected(setting, pending, head_update(head, before)), pending
             pending = []
     monitor.close()
 

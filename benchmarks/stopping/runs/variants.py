@@ -127,6 +127,7 @@ def _sequence(
             [
                 {
                     "priority": value,
+                    "samples_seen": 1,
                     "initial_loss": scale,
                     "noise_rate": 0.0 if first is not None and epoch >= first else 1.0,
                 }

@@ -40,7 +40,7 @@ def train(model, optimizer, x, y):
 
 
 def traced(monitor):
-    return {suspect.index: suspect.given_label for suspect in monitor.suspects()}
+    return {suspect.index: suspect.given_label for suspect in monitor.suspects(min_score=0)}
 
 
 class EvenFirst:
@@ -249,7 +249,7 @@ def test_without_identities_it_measures_says_so_once_and_never_stops(make, reaso
     assert sum(reason in message for message in said()) == 1
     assert monitor.decision.reason is StopReason.NO_IDENTITY
     assert monitor.latest["dominance_ratio"] > 0
-    assert monitor.suspects() == []
+    assert monitor.suspects(min_score=0) == []
     assert monitor.restore_best() is None
     assert len(monitor.history()) == 12
     monitor.close()
@@ -277,7 +277,7 @@ def test_a_prefetcher_that_runs_ahead_is_noticed(said):
             train(model, optimizer, *current)
     next(iter(loader))
     assert any("another label than before" in message for message in said())
-    assert monitor.suspects() == []
+    assert monitor.suspects(min_score=0) == []
     assert not monitor.should_stop
     monitor.close()
 

@@ -1,0 +1,40 @@
+"""One small observer of the records that rooms exchange, for tests that look at them."""
+
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from prioritymonitor.capture.observer import Observer
+from prioritymonitor.gradients.measured_steps import StepMeter
+
+
+class Observed:
+    """What monitors exchanged while `observing()`."""
+
+    def __init__(self):
+        self.observations = []
+        self.steps = []
+        self.weights = []
+        """How noisy the samples of each step were taken to be."""
+
+    @property
+    def samples(self):
+        return sum(len(one.visits.given_label) for one in self.observations)
+
+
+@contextmanager
+def observing():
+    """Collects observations and measured steps of all monitors."""
+    seen = Observed()
+    observe, measure = Observer.__call__, StepMeter.measure
+
+    def observed(observer, passes):
+        seen.observations.append(observe(observer, passes))
+        return seen.observations[-1]
+
+    def measured(meter, number, step, noisy_weight, true_label):
+        seen.steps.append(step)
+        seen.weights.append(noisy_weight)
+        return measure(meter, number, step, noisy_weight, true_label)
+
+    with patch.object(Observer, "__call__", observed), patch.object(StepMeter, "measure", measured):
+        yield seen
