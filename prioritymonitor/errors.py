@@ -7,6 +7,9 @@ PriorityMonitorError
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class PriorityMonitorError(Exception):
     """Base of every error that `prioritymonitor` raises."""
@@ -18,3 +21,16 @@ class ArgumentValueError(PriorityMonitorError, ValueError):
 
 class ArgumentTypeError(PriorityMonitorError, TypeError):
     """An argument is of a type that cannot be used."""
+
+
+@contextmanager
+def contained(on_error: Callable[[Exception], None]) -> Iterator[None]:
+    """Keep a failure of ours from the training loop.
+
+    Args:
+        on_error: Told about what was raised inside. What it raises itself goes through.
+    """
+    try:
+        yield
+    except Exception as error:
+        on_error(error)

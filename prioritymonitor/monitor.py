@@ -71,7 +71,8 @@ class GradientMonitor:
         keep_best: Weights to keep for `restore_best()`: `"averaged"`, a running average of the
             weights, `"last"`, the weights as the optimizer left them at the end of the epoch, or
             None.
-        log_dir: Folder for TensorBoard events, suspects and history; None: nothing is written.
+        log_dir: Folder for TensorBoard events, epochs, samples and suspects, made at the first
+            step; where another run is in it, `log_dir-2` and so on. None: nothing is written.
         writer: A `SummaryWriter` of yours to write to instead of `log_dir`.
         max_tracked: Larger data sets are followed by a fixed random subset of this many samples.
 
@@ -164,13 +165,18 @@ class GradientMonitor:
         self._watch.report_steps()
         return dict(self._watch.latest)
 
+    @property
+    def log_dir(self) -> Path | None:
+        """The folder that is written to; None before the first step, and without one."""
+        return self._watch.folder.path
+
     def history(self) -> list[dict[str, Any]]:
         """One record per completed epoch, the first one first.
 
         Returns:
             Plain dicts with the keys `epoch`, `step`, `priority`, `noise_rate`, `train_loss`,
-            `clean_loss`, `noisy_loss`, `epochs_since_peak`, `best_epoch` and `stop`. Without
-            sample identities, and after the stop: `epoch` and `step` only.
+            `clean_loss`, `noisy_loss`, `epochs_since_peak`, `best_epoch`, `stop` and `reason`.
+            Without sample identities, and after the stop: `epoch`, `step` and `reason` only.
         """
         self._watch.settle_epoch()
         return self._watch.history()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -19,8 +21,11 @@ from .errors import ArgumentValueError
 from .gradients.measured_steps import StepMeter
 from .gradients.parameters import ENGINES
 from .gradients.parameters.all_parameters import AllParameters
-from .records import Batch, Decision, Labels, Step, StopReason
-from .report.sinks import Reports
+from .records import Batch, Decision, Labels, Step, StopReason, Suspect
+from .report.folder import RunFolder
+from .report.log import Log
+from .report.sink import Columns, RunInfo
+from .report.sinks import Sinks, all_sinks
 from .samples.grouping import Grouping
 from .samples.table import PriorityPath
 from .stopping.kept_weights import WeightKeeper
@@ -46,8 +51,12 @@ class Watch:
         self.latest: dict[str, float] = {}
         self.records: list[dict[str, Any]] = []
         self.epoch = 0
-        self.reports = Reports(settings.log_dir, settings.writer)
-        self.log = self.reports.log
+        self.log = Log()
+        self.folder = RunFolder(settings.log_dir, self.log.once)
+        sinks = all_sinks(self.log, self.folder, settings.writer)
+        self.reports = Sinks(sinks, self.log.once)
+        self._id = secrets.token_hex(8)
+        self._has_begun = False
         self._grouping = Grouping(settings.known_noise)
         self.keeper: WeightKeeper | None = None
         guard = Guard(self._failed)
@@ -147,6 +156,7 @@ class Watch:
         self._grouping.record(batch)
 
     def _step_made(self, step: Step) -> None:
+        self._begin(step)
         self._steps_untraced += 1
         if step.batches:
             self.log.once(*self._health.add_first_step(step.batches[0]))
@@ -163,6 +173,16 @@ class Watch:
             )
         if self._meter.is_full:
             self.report_steps()
+
+    def _begin(self, step: Step) -> None:
+        if self._has_begun:
+            return
+        self._has_begun = True
+        shapes = {
+            "samples": self.path.history.size if self.path is not None else None,
+            "classes": step.batches[0].residual.shape[-1] if step.batches else None,
+        }
+        self.reports.begin(RunInfo(self._id, vars(self.settings), shapes, epochs=self.records))
 
     def report_steps(self) -> None:
         """Read what was measured since the last report, and write it."""
@@ -200,8 +220,9 @@ class Watch:
                 )
         if self.keeper is not None and self.decision.best_epoch == self.epoch:
             self.keeper.keep(self.epoch)
+        record["reason"] = self.decision.reason.value
         self.records.append(record)
-        self.reports.epoch(record, self.decision)
+        self.reports.epoch(record, self._samples)
         if self.decision.stop and not stopped_before:
             self._stopped()
 
@@ -209,8 +230,7 @@ class Watch:
         decision = self.decision
         if self.keeper is not None:
             self.keeper.freeze()
-        self.reports.stop(decision, self.capture.steps)
-        self.write_folder()
+        self.reports.stop(decision, self.capture.steps, self._suspects)
 
     def _lose_identity(self, reason: str) -> None:
         if self.path is not None:
@@ -231,10 +251,13 @@ class Watch:
         self.capture.turn_off()
         self.reports.flush()
 
-    def write_folder(self) -> None:
-        """Write suspects and history to the run folder."""
-        if self.path is not None:
-            self.reports.folder(self.path.suspects(None), self.history())
+    def _samples(self) -> Columns:
+        return self.path.samples() if self.path is not None else {}
+
+    def _suspects(self) -> Columns:
+        if self.path is None:
+            return {name: np.empty(0, np.int64) for name in Suspect._fields}
+        return self.path.suspect_columns(None)
 
     def history(self) -> list[dict[str, Any]]:
         """The records of the epochs."""
@@ -248,8 +271,7 @@ class Watch:
         if self._recorder is not None:
             self._recorder.close()
         self.report_steps()
-        self.write_folder()
-        self.reports.close()
+        self.reports.close(self._suspects)
 
     # State
 
@@ -258,8 +280,10 @@ class Watch:
         self.settle_epoch()
         self.capture.observe()
         self.report_steps()
+        self.reports.flush()  # a run that is killed from here on loses nothing before it
         return {
             "version": _STATE_VERSION,
+            "id": self._id,
             "steps": self.capture.steps,
             "epoch": self.epoch,
             "epoch_is_open": self._recorder is not None and self._recorder.is_open,
@@ -293,6 +317,7 @@ class Watch:
             self.path.load_state_dict(state["path"])
         if self.keeper is not None:
             self.keeper.load_state_dict(state["keeper"])
+        self._id = state["id"]
         self.capture.steps = state["steps"]
         self.epoch = state["epoch"]
         if self._recorder is not None:

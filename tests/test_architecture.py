@@ -68,7 +68,7 @@ def test_an_import_against_the_flow_would_be_noticed(monkeypatch):
 
 
 def test_the_public_names_are_the_documented_ones():
-    assert {name for name in vars(prioritymonitor) if name[0].isupper()} == {
+    assert {*prioritymonitor.__all__} == {
         "GradientMonitor",
         "StopRule",
         "Decision",
@@ -77,8 +77,9 @@ def test_the_public_names_are_the_documented_ones():
         "PriorityMonitorError",
         "ArgumentTypeError",
         "ArgumentValueError",
+        "corrupt_labels",
     }
-    assert callable(prioritymonitor.corrupt_labels)
+    assert all(callable(getattr(prioritymonitor, name)) for name in prioritymonitor.__all__)
 
 
 def test_importing_the_package_imports_nothing_optional():

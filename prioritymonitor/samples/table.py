@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,17 +152,33 @@ class PriorityPath:
 
     def suspects(self, k: int | None) -> list[Suspect]:
         """Samples visited so far, the likeliest to be mislabelled first."""
-        if self._chance is None or self._rival is None:
-            return []
-        score = torch.where(self._chance.isnan(), -1.0, self._weight)
-        slots = score.argsort(descending=True, stable=True)[: int((score >= 0).sum())][:k]
-        columns = (
-            self.history.positions(slots),
-            score[slots],
-            self.history.given_label[slots],
-            self._rival[slots],
-        )
-        return [Suspect(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        columns = self.suspect_columns(k).values()
+        return [Suspect(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+    def suspect_columns(self, k: int | None) -> dict[str, np.ndarray[Any, Any]]:
+        """The same by the fields of `Suspect`."""
+        samples = self.samples()
+        score = samples["score"]
+        order = np.argsort(-score, kind="stable")[: np.count_nonzero(score >= 0)][:k]
+        return {name: samples[name][order] for name in Suspect._fields}
+
+    def samples(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Columns of all that is known of each sample, `[n]` each; −1 or NaN where unknown."""
+        history, size = self.history, self.history.size
+        chance, rival = self._chance, self._rival
+        unknown = torch.full((size,), torch.nan)
+        columns = {
+            "index": history.positions(torch.arange(size)),
+            "given_label": history.given_label,
+            "predicted_label": torch.full((size,), -1) if rival is None else rival,
+            "loss": history.loss,
+            "mean_margin": history.mean_margin,
+            "mean_error": history.mean_error,
+            "score": unknown
+            if chance is None
+            else torch.where(chance.isnan(), torch.nan, self._weight),
+        }
+        return {name: column.numpy() for name, column in columns.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""

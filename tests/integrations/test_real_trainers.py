@@ -200,5 +200,5 @@ def test_a_gradient_scaler_with_overflow_keeps_micro_batches_apart():
         scaler.step(optimizer)
         scaler.update()
     assert sizes == [10] * 5  # the overflowed step is skipped, and leaves nothing behind
-    assert monitor.latest["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert monitor.latest["batch_loss"] == pytest.approx(loss.item(), rel=1e-5)
     monitor.close()

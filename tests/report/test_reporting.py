@@ -1,6 +1,5 @@
 """What is written: TensorBoard events read back, the log, the run folder."""
 
-import json
 import logging
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch.utils.tensorboard import SummaryWriter
 
 from prioritymonitor import GradientMonitor, StopRule
-from prioritymonitor.report.folder import read_suspects
+from prioritymonitor.report.saved_run import read_run
 from tests.support.cases import make_data, make_loader, mlp
 
 STEP_TAGS = {
@@ -46,6 +45,22 @@ def train(epochs, patience=7, **options):
         if monitor.should_stop:
             break
     return monitor
+
+
+def attached(**options):
+    """A monitor with the model, the optimizer and the loader that it watches."""
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loader = make_loader(make_data(torch.float32), batch_size=10, shuffle=True)
+    return GradientMonitor(model, optimizer, loader, **options), model, optimizer, loader
+
+
+def train_on(model, optimizer, loader, epochs):
+    for _ in range(epochs):
+        for x, y, _ in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
 
 
 def read(folder):
@@ -148,15 +163,7 @@ def test_events_are_on_disk_after_a_script_that_never_closes(tmp_path):
     events = read(tmp_path)
     assert len(events.Scalars("prioritymonitor/coherence")) == 13
     assert len(events.Scalars("prioritymonitor/priority")) == 2
-    assert len(read_suspects(tmp_path)) == 60
-
-
-def test_the_run_folder_holds_suspects_and_history(tmp_path):
-    monitor = train(3, log_dir=tmp_path)
-    suspects, history = monitor.suspects(), monitor.history()
-    monitor.close()
-    assert [s.index for s in read_suspects(tmp_path)] == [s.index for s in suspects]
-    assert json.loads((tmp_path / "history.json").read_text()) == history
+    assert len(read_run(tmp_path).suspects["index"]) == 60
 
 
 def test_one_info_line_per_epoch(caplog):
@@ -170,22 +177,19 @@ def test_one_info_line_per_epoch(caplog):
 
 
 def test_resuming_hides_what_the_interrupted_run_wrote_later(tmp_path):
-    monitor = train(2, log_dir=tmp_path)
+    monitor, model, optimizer, loader = attached(log_dir=tmp_path, every=2)
+    train_on(model, optimizer, loader, 2)
     state = monitor.state_dict()
+    train_on(model, optimizer, loader, 2)
     monitor.close()
-    train(4, log_dir=tmp_path / "later").close()
     time.sleep(1.1)  # TensorBoard orders the files of a run by the second in their names
-    model = mlp()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    loader = make_loader(make_data(torch.float32), batch_size=10, shuffle=True)
-    resumed = GradientMonitor(model, optimizer, loader, log_dir=tmp_path / "later", every=2)
+    resumed, model, optimizer, loader = attached(log_dir=tmp_path, every=2)
     resumed.load_state_dict(state)
-    for x, y, _ in loader:
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+    train_on(model, optimizer, loader, 1)
     resumed.close()
-    steps = [event.step for event in read(tmp_path / "later").Scalars("prioritymonitor/priority")]
+    steps = [event.step for event in read(tmp_path).Scalars("prioritymonitor/priority")]
     assert steps == [6, 12, 18]
+    assert [record["epoch"] for record in read_run(tmp_path).epochs] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("every", [1, 5])
