@@ -168,7 +168,8 @@ class GradientMonitor:
     @property
     def log_dir(self) -> Path | None:
         """The folder that is written to; None before the first step, and without one."""
-        return self._watch.folder.path
+        folder = self._watch.folder
+        return folder.path if folder is not None else None
 
     def history(self) -> list[dict[str, Any]]:
         """One record per completed epoch, the first one first.

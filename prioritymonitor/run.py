@@ -52,7 +52,8 @@ class Watch:
         self.records: list[dict[str, Any]] = []
         self.epoch = 0
         self.log = Log()
-        self.folder = RunFolder(settings.log_dir, self.log.once)
+        log_dir = settings.log_dir
+        self.folder = RunFolder(log_dir, self.log.once) if log_dir is not None else None
         sinks = all_sinks(self.log, self.folder, settings.writer)
         self.reports = Sinks(sinks, self.log.once)
         self._id = secrets.token_hex(8)

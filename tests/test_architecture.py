@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import prioritymonitor
 
 PACKAGE = Path(prioritymonitor.__file__).parent
@@ -82,8 +84,26 @@ def test_the_public_names_are_the_documented_ones():
     assert all(callable(getattr(prioritymonitor, name)) for name in prioritymonitor.__all__)
 
 
+def test_the_names_are_shown_before_they_are_loaded():
+    assert {*prioritymonitor.__all__, "__version__"} == {*dir(prioritymonitor)}
+    with pytest.raises(AttributeError, match="has no attribute 'Monitor'"):
+        prioritymonitor.Monitor  # noqa: B018
+
+
 def test_importing_the_package_imports_nothing_optional():
-    optional = ["typer", "rich", "matplotlib", "sklearn", "lightning", "transformers", "opacus"]
+    """Nor what is heavy."""
+    optional = [
+        "torch",
+        "numpy",
+        "tensorboard",
+        "typer",
+        "rich",
+        "matplotlib",
+        "sklearn",
+        "lightning",
+        "transformers",
+        "opacus",
+    ]
     script = f"import sys, prioritymonitor; print([m for m in {optional} if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert printed.stdout.strip() == "[]"

@@ -33,17 +33,17 @@ class RunFolder(Sink):
 
     Args:
         log_dir: The folder, or what a numbered one beside it begins with where another run is in
-            it; None: nothing is written.
+            it.
         say: Says to the user that it is numbered.
     """
 
     name = "log_dir"
 
-    def __init__(self, log_dir: Path | None, say: Callable[[str], None]) -> None:
+    def __init__(self, log_dir: Path, say: Callable[[str], None]) -> None:
         self._log_dir = log_dir
         self._say = say
         self.path: Path | None = None
-        """The folder that the run has; None before its first step, and without a `log_dir`."""
+        """The folder that the run has; None before its first step."""
         self._run: RunInfo | None = None
         self._epochs: list[tuple[int, bytes]] = []
         """Step and line of each record."""
@@ -60,6 +60,8 @@ class RunFolder(Sink):
         if self.path is not None:
             for name in FILES:
                 check_replaceable(self.path / name)  # better now than at the stop
+            # Those of an interrupted run are of a later state than the one that was loaded.
+            (self.path / SUSPECTS_FILE).unlink(missing_ok=True)
 
     def epoch(self, record: Mapping[str, Any], samples: Callable[[], Columns]) -> None:
         """Add the record of an epoch, and write the samples as they are now."""
@@ -91,22 +93,22 @@ class RunFolder(Sink):
         self._write()
 
     def _write(self) -> None:
-        if self._log_dir is None or self._run is None:
+        if self._run is None:
             return
         if self.path is None:
-            self.path = self._chosen(self._log_dir, self._run)
+            self.path = self._chosen(self._run)
         for name, write in tuple(self._waiting.items()):
             write_whole(self.path / name, write)
             del self._waiting[name]
 
-    def _chosen(self, log_dir: Path, run: RunInfo) -> Path:
+    def _chosen(self, run: RunInfo) -> Path:
         """The first of `log_dir`, `log_dir-2`, … that no other run has."""
-        folder, number = log_dir, 1
+        folder, number = self._log_dir, 1
         while not _is_taken(folder, run):
             number += 1
-            folder = Path(f"{log_dir}-{number}")
-        if folder != log_dir:
-            self._say(f"log_dir {log_dir} holds another run; this one writes to {folder}")
+            folder = Path(f"{self._log_dir}-{number}")
+        if folder != self._log_dir:
+            self._say(f"log_dir {self._log_dir} holds another run; this one writes to {folder}")
         return folder
 
     def _write_epochs(self, file: BinaryIO) -> None:
@@ -122,8 +124,6 @@ def _is_taken(folder: Path, run: RunInfo) -> bool:
         for name in FILES:
             remove_unfinished(folder / name)
         write_whole(path, partial(_dump, {**plain, "started": before["started"]}))
-        # They are of a later state than the one that was loaded.
-        (folder / SUSPECTS_FILE).unlink(missing_ok=True)
         return True
     if any(os.path.lexists(folder / name) for name in FILES):
         return False

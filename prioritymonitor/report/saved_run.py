@@ -98,8 +98,7 @@ def _info(folder: Path) -> dict[str, Any]:
         raise ArgumentValueError(f"got {folder}, which holds no {RUN_FILE}; {_NAME}")
     if info["schema"] > SCHEMA:
         raise ArgumentValueError(
-            f"got {folder} of a later prioritymonitor, {info['versions']['prioritymonitor']}; "
-            "read it with that version or a later one"
+            f"got {folder}, which is of a later prioritymonitor; read it with that version"
         )
     return info
 

@@ -25,15 +25,22 @@ _PASSING = {
 """Errors of the system after which the same write may succeed."""
 
 
-def all_sinks(log: Log, folder: RunFolder, writer: Any) -> list[Sink]:
+def all_sinks(log: Log, folder: RunFolder | None, writer: Any) -> list[Sink]:
     """The table of sinks, in the order in which they are told. A new one is a line here.
 
     Args:
         log: The log.
-        folder: The folder of the run, to which others may write as well.
+        folder: The folder of the run, to which others may write as well; None: nothing is written
+            to a disk.
         writer: A `SummaryWriter` of the user's, instead of one in the folder.
     """
-    return [log, folder, EventWriter(lambda: folder.path, writer)]
+    table: list[Sink | None] = [
+        log,
+        folder,
+        EventWriter(lambda: folder.path) if folder is not None else None,
+        EventWriter(lambda: None, writer) if writer is not None else None,
+    ]
+    return [sink for sink in table if sink is not None]
 
 
 class Sinks:

@@ -153,7 +153,8 @@ class EventWriter(Sink):
         if known is None or tag in self._described:
             return None
         self._described.add(tag)
-        return SummaryMetadata(summary_description=known.meaning)
+        plugin = SummaryMetadata.PluginData(plugin_name="scalars")
+        return SummaryMetadata(summary_description=known.meaning, plugin_data=plugin)
 
 
 def _is_torchs(writer: Any) -> bool:

@@ -1,6 +1,7 @@
 """What is written: TensorBoard events read back, the log, the run folder."""
 
 import logging
+import signal
 import subprocess
 import sys
 import textwrap
@@ -207,3 +208,64 @@ def test_the_overhead_is_written_with_each_report(every, tmp_path):
     written = [event.value for event in events.Scalars("prioritymonitor/overhead_fraction")]
     assert len(written) >= 4  # a report per epoch in which a step was measured
     assert all(0 < value <= 1 for value in written)
+
+
+def test_a_run_killed_after_its_state_was_taken_loses_no_step_before(tmp_path):
+    """Events waited in memory for two minutes."""
+    script = f"""
+        import os, signal
+        from tests.report.test_reporting import attached, train_on
+        monitor, model, optimizer, loader = attached(log_dir={str(tmp_path)!r}, every=1)
+        train_on(model, optimizer, loader, 1)
+        for x, y, _ in loader:
+            train_on(model, optimizer, [(x, y, None)], 1)
+            break
+        monitor.state_dict()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
+    assert killed.returncode == -signal.SIGKILL
+    assert [e.step for e in read(tmp_path).Scalars("prioritymonitor/coherence")] == [*range(1, 8)]
+    run = read_run(tmp_path)
+    assert [record["epoch"] for record in run.epochs] == [1]
+    assert len(run.suspects["index"]) == 60
+
+
+def test_nothing_opens_another_event_file_after_close(tmp_path):
+    monitor = train(2, log_dir=tmp_path)
+    monitor.close()
+    before = set(tmp_path.iterdir())
+    monitor.state_dict()
+    monitor.history()
+    monitor.close()
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_writer_that_its_owner_closed_is_not_opened_again(tmp_path, said):
+    writer = SummaryWriter(str(tmp_path))
+    monitor, *loop = attached(writer=writer, every=1)
+    train_on(*loop, 1)
+    writer.close()
+    train_on(*loop, 1)
+    monitor.close()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+    assert "the SummaryWriter passed as writer= was closed" in said()[0]
+    assert len(said()) == 1
+
+
+def test_the_first_value_of_a_tag_says_how_to_read_it(tmp_path):
+    train(2, log_dir=tmp_path).close()
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    values = [v for e in EventFileLoader(str(file)).Load() for v in e.summary.value]
+    told = [v.metadata.summary_description for v in values if v.tag.endswith("/coherence")]
+    assert "how far the samples agree" in told[0]
+    assert not any(told[1:])
+
+
+def test_a_second_run_leaves_the_folder_of_the_first_alone(tmp_path, said):
+    first, second = (train(1, log_dir=tmp_path / "run") for _ in range(2))
+    for monitor in (first, second):
+        monitor.close()
+    assert [first.log_dir, second.log_dir] == [tmp_path / "run", tmp_path / "run-2"]
+    assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 1
+    assert any("holds another run" in problem for problem in said())
