@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from typing import Any
 
@@ -248,7 +247,7 @@ class Watch:
             f"{type(error).__name__}: {error}"
         )
         self.log.once(self._failure)
-        logging.getLogger("prioritymonitor").debug("the cause", exc_info=error)
+        self.log.cause(error)
         self.capture.turn_off()
         self.reports.flush()
 

@@ -130,8 +130,7 @@ EPOCH_TAGS = (
         "priority",
         "nats per sample",
         "any",
-        "the [clean priority](decides.md#the-clean-priority) so far: rises while clean labels are "
-        "learnt, falls once noisy ones are",
+        "the clean priority so far: rises while clean labels are learnt, falls once noisy ones are",
     ),
     Tag(
         "agreement",

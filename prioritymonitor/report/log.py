@@ -51,10 +51,14 @@ class Log(Sink):
                 self._said.add(message)
                 _write(logging.WARNING, message)
 
+    def cause(self, error: Exception) -> None:
+        """The traceback behind a problem, for those who look at DEBUG."""
+        _write(logging.DEBUG, "the cause", error)
 
-def _write(level: int, message: str) -> None:
+
+def _write(level: int, message: str, cause: Exception | None = None) -> None:
     with contained(partial(_print_instead, message)):
-        _LOGGER.log(level, message)
+        _LOGGER.log(level, message, exc_info=cause)
 
 
 def _print_instead(message: str, error: Exception) -> None:

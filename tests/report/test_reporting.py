@@ -269,3 +269,19 @@ def test_a_second_run_leaves_the_folder_of_the_first_alone(tmp_path, said):
     assert [first.log_dir, second.log_dir] == [tmp_path / "run", tmp_path / "run-2"]
     assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 1
     assert any("holds another run" in problem for problem in said())
+
+
+def test_a_handler_of_the_log_that_raises_stops_no_measuring(tmp_path):
+    class Raising(logging.Handler):
+        def emit(self, record):
+            raise RuntimeError("no connection")
+
+    logger, handler = logging.getLogger("prioritymonitor"), Raising()
+    logger.addHandler(handler)
+    try:
+        monitor = train(60, patience=1, log_dir=tmp_path)
+        monitor.close()
+    finally:
+        logger.removeHandler(handler)
+    assert monitor.should_stop
+    assert len(read_run(tmp_path).epochs) == len(monitor.history())
