@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -20,9 +21,19 @@ import numpy as np
 from ..records import Decision, Suspect
 from .saved_run import EPOCHS_FILE, FILES, RUN_FILE, SAMPLES_FILE, SCHEMA, SUSPECTS_FILE, run_of
 from .sink import Columns, RunInfo, Sink
-from .whole_file import Write, check_replaceable, create_whole, remove_unfinished, write_whole
+from .whole_file import (
+    Write,
+    append_line,
+    check_replaceable,
+    create_whole,
+    remove_unfinished,
+    write_whole,
+)
 
 _PACKAGES = ("prioritymonitor", "torch", "numpy", "tensorboard")
+
+_PAUSE = 1.0
+"""Seconds from one writing of the samples to the next, where epochs are shorter."""
 
 _ROWS = 65_536
 """Rows of the suspects that are made text at once."""
@@ -49,13 +60,14 @@ class RunFolder(Sink):
         """Step and line of each record."""
         self._waiting: dict[str, Write] = {}
         """Files to be written, by name: also those that could not be written before."""
+        self._samples_at = -math.inf
+        """When the samples were written last, by the clock that only goes forward, in seconds."""
 
     def begin(self, run: RunInfo) -> None:
         """Choose the folder and say in it what the run is."""
         self._run = run
         self._epochs = [(record["step"], _line(record)) for record in run.epochs]
-        if self._epochs:
-            self._waiting[EPOCHS_FILE] = self._write_epochs
+        self._waiting[EPOCHS_FILE] = self._write_epochs
         self._write()
         if self.path is not None:
             for name in FILES:
@@ -65,10 +77,17 @@ class RunFolder(Sink):
 
     def epoch(self, record: Mapping[str, Any], samples: Callable[[], Columns]) -> None:
         """Add the record of an epoch, and write the samples as they are now."""
-        self._epochs.append((record["step"], _line(record)))
-        self._waiting[EPOCHS_FILE] = self._write_epochs
+        line = _line(record)
+        self._epochs.append((record["step"], line))
         self._waiting[SAMPLES_FILE] = lambda file: _write_samples(file, samples())
-        self._write()
+        if self.path is not None and EPOCHS_FILE not in self._waiting:
+            self._waiting[EPOCHS_FILE] = self._write_epochs  # should the line not get there
+            append_line(self.path / EPOCHS_FILE, line)
+            del self._waiting[EPOCHS_FILE]
+        # To replace a file costs milliseconds, which is as much as the epoch of a small network.
+        if time.monotonic() - self._samples_at > _PAUSE:
+            self._write()
+            self._samples_at = time.monotonic()
 
     def stop(self, decision: Decision, step: int, suspects: Callable[[], Columns]) -> None:
         """Write the suspects."""

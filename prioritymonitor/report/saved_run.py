@@ -137,7 +137,8 @@ def _run(path: Path) -> dict[str, Any]:
 
 def _epochs(path: Path) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    lines, _, _ = path.read_bytes().rpartition(b"\n")  # a kill may leave a part of a line
+    for number, line in enumerate(lines.splitlines(), 1):
         record = json.loads(line)
         if not isinstance(record, dict):
             raise ValueError(f"line {number} holds no record")

@@ -92,13 +92,13 @@ class Sinks:
                 report(sink)
 
     def _failed(self, sink: Sink, error: Exception) -> None:
-        if _may_pass(error) and not self._is_last:
-            problem = getattr(error, "strerror", None) or error  # the same at each report
-            self._say(f"writing to {sink.name} failed and is tried again: {_of(error, problem)}")
-        else:
+        if self._is_last or not _may_pass(error):
             self._sinks.remove(sink)
             problem = _of(error, error)
             self._say(f"writing to {sink.name} is off, measuring and training go on: {problem}")
+            return
+        problem = _of(error, getattr(error, "strerror", None) or error)  # the same at each report
+        self._say(f"writing to {sink.name} failed and is tried again: {problem}")
         with contained(lambda _: None):
             sink.recover()
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, in a folder that others write to as well."""
+"""Files that are whole whenever somebody looks, in a folder that others write to as well."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import secrets
 import stat
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,8 +30,7 @@ def write_whole(path: Path, write: Write) -> None:
     try:
         os.replace(unfinished, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(unfinished)
+        unfinished.unlink(missing_ok=True)
 
 
 def create_whole(path: Path, write: Write) -> bool:
@@ -51,9 +49,20 @@ def create_whole(path: Path, write: Write) -> bool:
             return False
         os.replace(unfinished, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(unfinished)
+        unfinished.unlink(missing_ok=True)
     return True
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file that is there; a process that is killed may leave a part of it.
+
+    Raises:
+        OSError: It cannot be written, or only in part.
+        FileExistsError: Something else than a file has its name.
+    """
+    check_replaceable(path)
+    with open(path, "ab", opener=_open_to_append) as file:
+        file.write(line)
 
 
 def check_replaceable(path: Path) -> None:
@@ -73,19 +82,22 @@ def check_replaceable(path: Path) -> None:
 def remove_unfinished(path: Path) -> None:
     """Remove what processes left that were killed while they wrote this file."""
     for left in path.parent.glob(f".{path.name}.*{_UNFINISHED}"):
-        with suppress(FileNotFoundError):
-            left.unlink()
+        left.unlink(missing_ok=True)
 
 
 def _written_beside(path: Path, write: Write) -> Path:
     """A new file in the same folder, under a name that nobody can foresee."""
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
-    # With O_EXCL the name is ours alone, and no link is followed.
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(unfinished, "xb") as file:  # ours alone, and no link is followed
             write(file)
     except BaseException:
-        os.unlink(unfinished)
+        unfinished.unlink(missing_ok=True)
         raise
     return unfinished
+
+
+def _open_to_append(path: str, flags: int) -> int:
+    """No new file, through no link, and waiting for no reader of a pipe."""
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.open(path, flags & ~os.O_CREAT | careful)

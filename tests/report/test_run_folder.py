@@ -168,6 +168,11 @@ def test_a_resumed_run_goes_on_in_its_folder_without_the_epochs_that_it_lost(end
     assert read_run(ended).info["started"] == started
 
 
+def test_a_run_resumed_in_its_first_epoch_has_no_epochs(ended):
+    begun(ended)
+    assert read_run(ended).epochs == []
+
+
 def test_a_resumed_run_finds_at_once_what_is_in_its_way(ended):
     (ended / "suspects.csv").unlink()
     os.mkfifo(ended / "suspects.csv")
@@ -193,6 +198,7 @@ def test_nothing_is_written_through_a_link_or_a_pipe(name, kind, tmp_path):
     sinks, folder = begun(tmp_path / "run", said=said)
     (tmp_path / "precious").write_text("mine")
     path = folder.path / name
+    path.unlink(missing_ok=True)
     {
         "link": lambda: path.symlink_to(tmp_path / "precious"),
         "pipe": lambda: os.mkfifo(path),
@@ -244,6 +250,22 @@ def test_a_run_killed_at_any_time_can_be_read(tmp_path):
         assert len(run.suspects["index"]) == 3
 
 
+def test_a_line_that_a_kill_cut_short_is_left_out(ended):
+    with (ended / "epochs.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "st')
+    assert read_run(ended).epochs == [record(1), record(2)]
+
+
+def test_samples_of_short_epochs_are_on_disk_when_it_counts(tmp_path):
+    """Not each time: that would cost as much as the epochs themselves."""
+    sinks, _ = begun(tmp_path)
+    for number in range(1, 50):
+        sinks.epoch(record(number), lambda number=number: {"index": np.full(1, number)})
+    assert len(read_run(tmp_path).epochs) == 49
+    sinks.flush()
+    assert read_run(tmp_path).samples["index"] == 49
+
+
 def complaint(folder):
     with pytest.raises(ArgumentValueError) as raised:
         read_run(folder)
@@ -266,9 +288,9 @@ def test_a_folder_that_is_missing_or_of_no_run_is_named(tmp_path):
         ("run.json", b"[1, 2]"),
         ("run.json", b'{"name": "of another program"}'),
         ("run.json", b"[" * 100_000),
-        ("epochs.jsonl", b'{"epoch": 1}\n{"epo'),
+        ("epochs.jsonl", b'{"epo\n{"epoch": 1}\n'),
         ("epochs.jsonl", b"7\n"),
-        ("epochs.jsonl", b"\xff\xfe"),
+        ("epochs.jsonl", b"\xff\xfe\n"),
         ("samples.npz", b""),
         ("samples.npz", b"PK\x03\x04 and no more"),
         ("samples.npz", b"\x93NUMPY"),

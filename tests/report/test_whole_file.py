@@ -8,7 +8,12 @@ import textwrap
 
 import pytest
 
-from prioritymonitor.report.whole_file import create_whole, remove_unfinished, write_whole
+from prioritymonitor.report.whole_file import (
+    append_line,
+    create_whole,
+    remove_unfinished,
+    write_whole,
+)
 
 
 def content(text):
@@ -48,7 +53,17 @@ def test_what_is_no_file_is_not_written_to(make, tmp_path):
     make(tmp_path / "a")
     with pytest.raises(FileExistsError, match="no ordinary file"):
         write_whole(tmp_path / "a", content(b"text"))
+    with pytest.raises(FileExistsError, match="no ordinary file"):
+        append_line(tmp_path / "a", b"text\n")
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_line_is_added_to_a_file_that_is_there(tmp_path):
+    write_whole(tmp_path / "a", content(b"first\n"))
+    append_line(tmp_path / "a", b"second\n")
+    assert (tmp_path / "a").read_bytes() == b"first\nsecond\n"
+    with pytest.raises(FileNotFoundError):
+        append_line(tmp_path / "b", b"text\n")
 
 
 def test_of_two_that_create_a_file_one_has_it(tmp_path):
