@@ -85,7 +85,7 @@ class RunFolder(Sink):
             append_line(self.path / EPOCHS_FILE, line)
             del self._waiting[EPOCHS_FILE]
         # To replace a file costs milliseconds, which is as much as the epoch of a small network.
-        if time.monotonic() - self._samples_at > _PAUSE:
+        if EPOCHS_FILE in self._waiting or time.monotonic() - self._samples_at > _PAUSE:
             self._write()
             self._samples_at = time.monotonic()
 

@@ -19,7 +19,7 @@ STOP = Decision(True, StopReason.NOISY_DOMINATES, 2, 1, "noisy labels took over"
 INFO = RunInfo("a", {}, {})
 
 
-def full(*arguments):
+def full(*arguments, **options):
     raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
 
@@ -111,8 +111,12 @@ def test_a_full_disk_that_is_freed_loses_nothing_of_the_folder(tmp_path, monkeyp
     assert len(said()) == 1
     assert "failed and is tried again: OSError: No space left on device" in said()[0]
     sinks.epoch(record(3), samples)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", full)
+        sinks.epoch(record(4), samples)
+    sinks.epoch(record(5), samples)
     run = read_run(tmp_path / "run")
-    assert run.epochs == [record(1), record(2), record(3)]
+    assert run.epochs == [record(number) for number in range(1, 6)]
     assert len(run.samples["index"]) == 3
 
 

@@ -255,6 +255,7 @@ def test_known_noise_gives_the_same_rule_the_true_membership():
     for other in (by_function, by_true_labels):  # sums in another order: one micro-batch at a time
         assert len(other.history()) == len(by_mask.history())
         for record, its in zip(by_mask.history(), other.history(), strict=True):
+            assert record.pop("reason") == its.pop("reason")
             assert record == pytest.approx(its, rel=1e-5)
     last = by_mask.history()[-1]
     loss = last["noise_rate"] * last["noisy_loss"] + (1 - last["noise_rate"]) * last["clean_loss"]
