@@ -18,27 +18,29 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_WHERE = {
-    "ArgumentTypeError": "errors",
-    "ArgumentValueError": "errors",
-    "Decision": "records",
-    "GradientMonitor": "monitor",
-    "PriorityMonitorError": "errors",
-    "StopReason": "records",
-    "StopRule": "stopping.rule",
-    "Suspect": "records",
-    "corrupt_labels": "samples.known_labels",
+_MODULES = {
+    "ArgumentTypeError": ".errors",
+    "ArgumentValueError": ".errors",
+    "PriorityMonitorError": ".errors",
+    "GradientMonitor": ".monitor",
+    "Decision": ".records",
+    "StopReason": ".records",
+    "Suspect": ".records",
+    "corrupt_labels": ".samples.known_labels",
+    "StopRule": ".stopping.rule",
 }
-"""Public name -> module; it is imported when the name is asked for, for torch takes a second."""
+"""Where each public name is: its module, and torch with it, is loaded when somebody asks for it."""
 
-__all__ = sorted(_WHERE)
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    value = getattr(importlib.import_module(_MODULES[name], __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    return sorted([*_MODULES, "__version__"])

@@ -76,19 +76,17 @@ def demo(
     from rich.progress import track
 
     from .demo.data import digits, fashion_mnist
-    from .demo.folder import fresh_folder
     from .demo.picture import draw
     from .demo.report import announce, show_files, show_outcome
     from .demo.train import train
 
     problem = fashion_mnist(data, noise, seed) if data is not None else digits(noise, seed)
-    folder = fresh_folder(log_dir)
     announce(problem, epochs)
     bar = track(range(1, epochs + 1), "training", console=Console(stderr=True))
-    outcome = train(problem, optimizer.value, bar, seed, folder)
-    draw(problem, outcome, picture := folder / "u_shape.png")
+    outcome = train(problem, optimizer.value, bar, seed, log_dir)
+    draw(problem, outcome, picture := outcome.folder / "u_shape.png")
     show_outcome(problem, outcome)
-    show_files(folder, picture)
+    show_files(outcome.folder, picture)
 
 
 @app.command()
@@ -98,13 +96,13 @@ def suspects(
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Only scores above this.")] = 0.5,
 ) -> None:
     """Print the samples taken as mislabelled as CSV, the likeliest first."""
-    from .records import Suspect
-    from .report.folder import read_suspects
+    from .report.saved_run import read_suspects
 
-    found = [suspect for suspect in read_suspects(run_dir) if suspect.score > min_score]
+    found = read_suspects(run_dir)
+    shown = (found["score"] > min_score).nonzero()[0][:top]
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(Suspect._fields)
-    table.writerows(found[:top])
+    table.writerow(found)
+    table.writerows(zip(*(column[shown].tolist() for column in found.values()), strict=True))
     sys.stdout.flush()  # a closed pipe shows here, where it is taken quietly, not at the exit
 
 

@@ -144,7 +144,8 @@ class GradientMonitor:
         )
         # Runs when nobody refers to the monitor any more, and at the exit of the process. The hooks
         # refer to the run only, so a notebook cell that is run again lets go of the old monitor.
-        self._closer = weakref.finalize(self, _close, self._run, os.getpid())
+        self._process = os.getpid()
+        self._closer = weakref.finalize(self, _close, self._run, self._process)
 
     @property
     def should_stop(self) -> bool:
@@ -225,6 +226,15 @@ class GradientMonitor:
             judge.table.columns() if judge is not None else {n: np.empty(0) for n in COLUMN_NAMES}
         )
 
+    @property
+    def log_dir(self) -> Path | None:
+        """The folder that this run writes to, numbered where the one asked for held another run.
+
+        None before the first step, and where nothing is written.
+        """
+        folder = self._run.folder
+        return folder.path if folder is not None else None
+
     def end_epoch(self) -> None:
         """Close the epoch that is under way; once more does nothing.
 
@@ -273,7 +283,7 @@ class GradientMonitor:
         What was measured can still be read, and `restore_best()` works. If it was interrupted, call
         it again.
         """
-        _close(self._run, os.getpid())
+        _close(self._run, self._process)
         self._closer.detach()
 
     def __enter__(self) -> GradientMonitor:

@@ -14,20 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # so that what reads a run folder loads no torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
-Record = dict[str, Any]
-"""What is known of an epoch at its end; the keys are `RECORD_KEYS`."""
+Columns: TypeAlias = "dict[str, NDArray[Any]]"
+"""A table as arrays of one length by name of the column."""
 
-RECORD_KEYS = (
-    *("epoch", "step", "time", "samples_seen", "initial_loss"),
-    *("train_loss", "clean_loss", "noisy_loss", "noise_rate", "priority", "agreement", "prediction_changes", "validation"),
-    *("best_epoch", "stop", "reason"),
-)
-"""The same in every epoch of every run; None where a value is not known."""
+Record = dict[str, Any]
+"""What is known of an epoch at its end, by `tags.RECORD_KEYS`; None where a value is not known."""
 
 
 class TargetKind(Enum):

@@ -7,13 +7,13 @@ says whose weights are kept, and the report writes it down.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -29,21 +29,26 @@ from .errors import contained, may_pass
 from .judge import Judge, SamplesMixedUp
 from .records import (
     NOTHING_YET,
-    RECORD_KEYS,
+    Columns,
     Decision,
     Observation,
     Phase,
     Record,
     Step,
     StopReason,
+    Suspect,
     TargetKind,
 )
-from .report.sinks import Reports
+from .report.folder import RunFolder
+from .report.log import Log
+from .report.sink import RunInfo
+from .report.sinks import Sinks, all_sinks
 from .samples.grouping import Grouping
 from .samples.table import SampleTable
 from .state import load_state, state_of
 from .steps import Steps
 from .stopping.kept_weights import WeightKeeper
+from .tags import RECORD_KEYS
 
 
 class Run:
@@ -66,8 +71,10 @@ class Run:
         self.decision = NOTHING_YET
         self.epoch = 0
         self.records: tuple[Record, ...] = ()
-        self.reports = Reports(settings.log_dir, settings.writer)
-        self.log = self.reports.log
+        self.log = Log()
+        log_dir = settings.log_dir
+        self.folder = RunFolder(log_dir, self.log.once) if log_dir is not None else None
+        self.reports = Sinks(all_sinks(self.log, self.folder, settings.writer), self.log.once)
         self.guard = Guard(self._failed)
         self.judge: Judge | None = None
         """Follows the samples; None where they never had an identity."""
@@ -76,6 +83,7 @@ class Run:
         """Optimizer steps of an epoch, by the last one."""
         self.resumes_as = Phase.NOT_BEGUN
         """The phase before it was closed."""
+        self._has_begun = False
         self._training_thread = threading.get_ident()
         self._steps_at_end = 0
         try:
@@ -135,8 +143,7 @@ class Run:
                 self.capture.observe()
             self.attached.detach()
             self.steps.report()
-            self._write_folder()
-            self.reports.close()
+            self.reports.close(self._suspects)
             self.resumes_as, self.phase = self.phase, Phase.CLOSED
 
     @property
@@ -165,14 +172,26 @@ class Run:
 
     def _step_made(self, step: Step) -> None:
         self._training_thread = threading.get_ident()
-        if self.phase is Phase.NOT_BEGUN:
-            self.phase = Phase.MEASURING
+        if not self._has_begun:
+            self._begin(step)
         self.log.once(*self._health.add_first_step(step))
         self.steps.add(self.capture.steps, step)
         if self.judge is not None:
             self.judge.step_made(self.expected_steps)
         self._check_identity()
         self.log.once(*self._health.add_step(self.expected_steps))
+
+    def _begin(self, step: Step) -> None:
+        """Say what the run is: by now it is known whether a state was loaded."""
+        self._has_begun = True
+        if self.phase is Phase.NOT_BEGUN:
+            self.phase = Phase.MEASURING
+        shapes = {
+            "samples": self.judge.table.history.size if self.judge is not None else None,
+            "classes": step.observations[0].head.residual.shape[-1] if step.observations else None,
+        }
+        settings, names = vars(self.settings), self.settings.class_names
+        self.reports.begin(RunInfo(self.id, settings, shapes, names, self.records))
 
     def _check_identity(self) -> None:
         """Before anything is concluded from it."""
@@ -225,9 +244,10 @@ class Run:
         # Nothing that has failed before this line leaves a part of an epoch behind.
         self.epoch, self._steps_at_end = self.epoch + 1, self.capture.steps
         self.decision, self.records = decision, (*self.records, record)
-        self.reports.epoch(record, decision)
+        self.reports.epoch(record, self._samples)
         if decision.stop and not had_stopped:
-            self._stopped()
+            self.phase = Phase.STOPPED
+            self.reports.stop(decision, self.capture.steps, self._suspects)
 
     def _judge(self, record: Record) -> Decision:
         if self.judge is not None and self.follows_samples:
@@ -238,11 +258,6 @@ class Run:
         return (
             self.decision if self.decision.stop else replace(self.decision, epoch=record["epoch"])
         )
-
-    def _stopped(self) -> None:
-        self.phase = Phase.STOPPED
-        self.reports.stop(self.decision, self.capture.steps)
-        self._write_folder()
 
     # What goes wrong
 
@@ -271,11 +286,19 @@ class Run:
             return
         message = f"measuring is off after step {self.capture.steps}, training goes on: "
         self._enter(Phase.FAILED, StopReason.FAILED, message + _text(error))
-        logging.getLogger("prioritymonitor").debug("the cause", exc_info=error)
+        self.log.cause(error)
         self.capture.turn_off()
         self.reports.flush()
 
     # Readings and state
+
+    def _samples(self) -> Columns:
+        return self.judge.table.columns() if self.judge is not None else {}
+
+    def _suspects(self) -> Columns:
+        if self.judge is None:
+            return dict.fromkeys(Suspect._fields, np.empty(0))
+        return self.judge.table.suspect_columns(None, 0.0)
 
     def restore_best(self) -> int | None:
         """Put the kept weights into the model; the epoch they are from, or None without any."""
@@ -289,10 +312,6 @@ class Run:
                     "completed"
                 )
             return epoch
-
-    def _write_folder(self) -> None:
-        if self.judge is not None:
-            self.reports.folder(self.judge.table.suspects(None, 0.0), self.records)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""

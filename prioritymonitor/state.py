@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArgumentValueError
-from .records import RECORD_KEYS, Decision, Phase, StopReason
+from .records import Decision, Phase, StopReason
+from .tags import RECORD_KEYS
 
 if TYPE_CHECKING:
     from .run import Run

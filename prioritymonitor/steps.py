@@ -9,7 +9,7 @@ import torch
 from .errors import contained, may_pass
 from .gradients.measured_steps import StepMeter
 from .records import Step
-from .report.sinks import Reports
+from .report.sinks import Sinks
 from .samples.grouping import Grouping
 
 
@@ -28,7 +28,7 @@ class Steps:
         self,
         every: int,
         grouping: Grouping,
-        reports: Reports,
+        reports: Sinks,
         overhead: Callable[[], float],
         say: Callable[[str], None],
     ) -> None:

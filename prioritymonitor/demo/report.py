@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..report.folder import HISTORY_FILE, SUSPECTS_FILE
+from ..report.saved_run import EPOCHS_FILE, SUSPECTS_FILE
 from .data import Problem
 from .train import Outcome
 
@@ -55,7 +55,7 @@ def show_files(folder: Path, picture: Path) -> None:
     quoted = shlex.quote(str(folder))
     print(f"\nPicture:   {picture}")
     print(f"Suspects:  {folder / SUSPECTS_FILE}")
-    print(f"Epochs:    {folder / HISTORY_FILE}")
+    print(f"Epochs:    {folder / EPOCHS_FILE}")
     print(f"\nOpen TensorBoard:   {_program('tensorboard')} --logdir {quoted}")
     print(f"List the suspects:  {_program('prioritymonitor')} suspects {quoted}")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
+from ..errors import ArgumentValueError
 from ..monitor import GradientMonitor
 from ..records import Suspect
 from .data import Problem
@@ -42,6 +43,8 @@ class Outcome:
     """Share of the suspects whose label is wrong; NaN without suspects."""
     recall: float
     """Share of the wrong labels among the suspects; NaN without wrong labels."""
+    folder: Path
+    """Where the run was written to."""
 
     @property
     def best_raw_epoch(self) -> int:
@@ -59,7 +62,7 @@ def train(
         optimizer_name: A key of `OPTIMIZERS`.
         epochs: The epochs to train, all of them: also those after the monitor's stop.
         seed: Decides the first weights and the order of the samples.
-        log_dir: The run folder.
+        log_dir: The run folder, numbered if another run is in it.
     """
     torch.set_num_threads(1)  # for so small a network more threads only wait for one another
     torch.manual_seed(seed)
@@ -82,6 +85,8 @@ def train(
     monitor.close()
 
     assert returned_epoch is not None, "an epoch was completed"
+    if monitor.log_dir is None:
+        raise ArgumentValueError(f"got the run folder {log_dir}, which can't be written to")
     precision, recall = _found(monitor.suspects(), problem.is_wrong)
     return Outcome(
         raw_accuracy=raw_accuracy,
@@ -92,6 +97,7 @@ def train(
         noise_rate=monitor.noise_rate,
         precision=precision,
         recall=recall,
+        folder=monitor.log_dir,
     )
 
 

@@ -182,7 +182,7 @@ def _unpacked(rows: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 def _scalars(moments: dict[str, Tensor]) -> list[dict[str, float]]:
     """Statistics of S steps from their moments, `[S, …]`."""
     count, broken = moments["count"], moments["broken"]
-    named = {"train_loss": moments["loss"] / count}
+    named = {"batch_loss": moments["loss"] / count}
     if "sums" in moments:
         named |= group_statistics(GroupMoments(moments["sums"], moments["diagonal"], count))
         if "mixed" in moments:  # rows of one batch say nothing about the population

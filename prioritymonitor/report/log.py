@@ -3,39 +3,65 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from ..records import Decision
+from ..errors import contained
+from ..records import Columns, Decision
+from .sink import Sink
 
 _LOGGER = logging.getLogger("prioritymonitor")
 
 
-class Log:
-    """Writes to the logger `prioritymonitor`; its levels and handlers are the user's business."""
+class Log(Sink):
+    """Writes to the logger `prioritymonitor`; its levels and handlers are the user's business.
+
+    A handler that raises does not reach the training loop: what it was to write goes to stderr.
+    """
+
+    name = "the log"
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def epoch(self, scalars: Mapping[str, Any], decision: Decision) -> None:
+    def epoch(self, record: Mapping[str, Any], samples: Callable[[], Columns]) -> None:
         """One line for a completed epoch."""
-        parts = [f"epoch {scalars['epoch']}"]
+        parts = [f"epoch {record['epoch']}"]
         for name, text in (
             ("train_loss", "train loss {:.4f}"),
             ("priority", "clean priority {:+.4f}"),
             ("noise_rate", "noise rate {:.1%}"),
+            ("reason", "{}"),
+            ("best_epoch", "best epoch {}"),
         ):
-            if name in scalars:
-                parts.append(text.format(scalars[name]))
-        _LOGGER.info("%s · %s", " · ".join(parts), decision.message)
+            if record.get(name) is not None:
+                parts.append(text.format(record[name]))
+        _write(logging.INFO, " · ".join(parts))
 
-    def stop(self, decision: Decision) -> None:
+    def stop(self, decision: Decision, step: int, suspects: Callable[[], Columns]) -> None:
         """The advice to stop. A warning, so that a script without logging set up shows it too."""
-        _LOGGER.warning("stop after epoch %d: %s", decision.epoch, decision.message)
+        _write(logging.WARNING, f"stop after epoch {decision.epoch}: {decision.message}")
 
     def once(self, *messages: str) -> None:
         """Problems, each said the first time only."""
         for message in messages:
             if message not in self._said:
                 self._said.add(message)
-                _LOGGER.warning(message)
+                _write(logging.WARNING, message)
+
+    def cause(self, error: Exception) -> None:
+        """The traceback behind a problem, for those who look at DEBUG."""
+        _write(logging.DEBUG, "the cause", error)
+
+
+def _write(level: int, message: str, cause: Exception | None = None) -> None:
+    with contained(partial(_print_instead, message)):
+        _LOGGER.log(level, message, exc_info=cause)
+
+
+def _print_instead(message: str, error: Exception) -> None:
+    with contained(lambda _: None):  # a process may have no stderr
+        problem = f"a handler of the log raised {type(error).__name__}: {error}"
+        print(f"prioritymonitor: {problem}; it was to write: {message}", file=sys.stderr)

@@ -1,72 +1,96 @@
-"""Everything that a run reports, to the log, to TensorBoard and to its folder."""
+"""Everything that a run reports, to the log, to its folder and to TensorBoard."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from ..records import Decision, Suspect
-from .folder import write_run
+from ..errors import contained, may_pass
+from ..records import Columns, Decision
+from .folder import RunFolder
 from .log import Log
+from .sink import RunInfo, Sink
 from .tensorboard import EventWriter
 
 
-class Reports:
-    """A failure to write turns writing off, and nothing else.
+def all_sinks(log: Log, folder: RunFolder | None, writer: Any) -> list[Sink]:
+    """The table of sinks, in the order in which they are told. A new one is a line here.
 
     Args:
-        log_dir: Folder of the run; None: nothing is written to a disk.
-        writer: The user's own `SummaryWriter` instead.
+        log: The log.
+        folder: The folder of the run, to which others may write as well; None: nothing is written
+            to a disk.
+        writer: A `SummaryWriter` of the user's, instead of one in the folder.
+    """
+    table: list[Sink | None] = [
+        log,
+        folder,
+        EventWriter(lambda: folder.path) if folder is not None else None,
+        EventWriter(lambda: None, writer) if writer is not None else None,
+    ]
+    return [sink for sink in table if sink is not None]
+
+
+class Sinks:
+    """Tells each sink; one that fails ends alone.
+
+    Args:
+        sinks: The sinks.
+        say: Says a problem to the user, the first time only.
     """
 
-    def __init__(self, log_dir: Path | None, writer: Any) -> None:
-        self.log = Log()
-        self._log_dir = log_dir
-        self._events = EventWriter(log_dir, writer, self._failed)
+    def __init__(self, sinks: Sequence[Sink], say: Callable[[str], None]) -> None:
+        self._sinks = list(sinks)
+        self._say = say
+        self._is_last = False
+
+    def begin(self, run: RunInfo) -> None:
+        """The first step is about to be reported."""
+        self._tell(lambda sink: sink.begin(run))
 
     def step(self, values: Mapping[str, float], step: int, time: float) -> None:
-        """Statistics of a measured step."""
-        self._events.scalars(values, step, time)
+        """A step was measured."""
+        self._tell(lambda sink: sink.step(values, step, time))
 
-    def epoch(self, record: Mapping[str, Any], decision: Decision) -> None:
-        """Record of a completed epoch."""
-        self.log.epoch(record, decision)
-        numbers = {
-            name: float(value)
-            for name, value in record.items()
-            if name not in ("step", "time", "reason") and value is not None
-        }
-        self._events.scalars(numbers, record["step"])
+    def epoch(self, record: Mapping[str, Any], samples: Callable[[], Columns]) -> None:
+        """An epoch ended."""
+        self._tell(lambda sink: sink.epoch(record, samples))
 
-    def stop(self, decision: Decision, step: int) -> None:
-        """The advice to stop."""
-        self.log.stop(decision)
-        self._events.text("decision", decision.message, step)
-        self._events.flush()
-
-    def folder(self, suspects: Sequence[Suspect], history: Sequence[Mapping[str, Any]]) -> None:
-        """Files for people and other programs, in the folder of the run."""
-        if self._log_dir is None:
-            return
-        try:
-            write_run(self._log_dir, suspects, history)
-        except OSError as error:
-            self._failed(error)
+    def stop(self, decision: Decision, step: int, suspects: Callable[[], Columns]) -> None:
+        """Training should stop."""
+        self._tell(lambda sink: sink.stop(decision, step, suspects))
 
     def resume_at(self, step: int) -> None:
-        """Hide what an interrupted run wrote to the same folder after this step."""
-        self._events.resume_at(step)
+        """A state was loaded."""
+        self._tell(lambda sink: sink.resume_at(step))
 
     def flush(self) -> None:
         """Bring everything to the disk."""
-        self._events.flush()
+        self._tell(lambda sink: sink.flush())
 
-    def close(self) -> None:
-        """Flush, and close what is our own."""
-        self._events.close()
+    def close(self, suspects: Callable[[], Columns]) -> None:
+        """Write what is left, and let go of every sink."""
+        self._is_last = True
+        self._tell(lambda sink: sink.close(suspects))
+        self._sinks.clear()
 
-    def _failed(self, error: Exception) -> None:
-        self.log.once(
-            f"writing is off, measuring and training go on: {type(error).__name__}: {error}"
-        )
+    def _tell(self, report: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            with contained(partial(self._failed, sink)):
+                report(sink)
+
+    def _failed(self, sink: Sink, error: Exception) -> None:
+        if self._is_last or not may_pass(error):
+            self._sinks.remove(sink)
+            problem = _of(error, error)
+            self._say(f"writing to {sink.name} is off, measuring and training go on: {problem}")
+            return
+        problem = _of(error, getattr(error, "strerror", None) or error)  # the same at each report
+        self._say(f"writing to {sink.name} failed and is tried again: {problem}")
+        with contained(lambda _: None):
+            sink.recover()
+
+
+def _of(error: Exception, problem: object) -> str:
+    return f"{type(error).__name__}: {problem}"

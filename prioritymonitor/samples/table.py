@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..records import EpochOfSamples, Suspect, Visits
+from ..records import Columns, EpochOfSamples, Suspect, Visits
 from .history import SampleHistory, like
 from .noisiness import chance_at_first_visit, noisy_part, wrong_label_chance
-
-Columns = dict[str, NDArray[Any]]
 
 COLUMN_NAMES = (
     *("index", "visits", "given_label", "predicted_label", "loss", "mean_margin", "mean_error"),

@@ -16,8 +16,9 @@ PURE = (
     "tags",
     "gradients.groups",
     "gradients.statistics",
+    "judge",
     "samples",
-    "stopping.rule",
+    "stopping",
 )
 """What computes without effects on anything."""
 

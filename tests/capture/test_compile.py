@@ -188,7 +188,7 @@ def states(way, backend, is_watched, *, monitor_first=False, compile_step=False)
             step()
             losses.append(loss.item())
     if monitor is not None:
-        assert "train_loss" in monitor.latest
+        assert "batch_loss" in monitor.latest
         monitor.close()
     return losses, [p.detach().clone() for p in model.parameters()], torch.get_rng_state()
 

@@ -412,7 +412,7 @@ def test_an_output_that_is_changed_before_the_loss_turns_head_statistics_off(sai
         criterion=module(nn.MSELoss),
     )
     for monitor, *_ in train(setting, torch.float64):
-        assert "train_loss" in monitor.latest
+        assert "batch_loss" in monitor.latest
         assert "noise_share" not in monitor.latest
     assert len(said()) == 1
     assert "Statistics of the head are off" in said()[0]

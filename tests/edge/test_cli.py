@@ -4,6 +4,7 @@ import csv
 import gzip
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from prioritymonitor import __version__
 from prioritymonitor.cli import app, main
 from prioritymonitor.demo.data import digits
-from prioritymonitor.demo.folder import fresh_folder
+from prioritymonitor.report.saved_run import read_run
 
 HEADER = ["index", "score", "given_label", "predicted_label"]
 
@@ -77,7 +78,7 @@ def test_going_on_after_the_stop_changes_nothing_that_the_monitor_gives(demo, tm
 
 def test_the_demo_says_where_everything_is(demo):
     folder, report = demo
-    for name in ("u_shape.png", "suspects.csv", "history.json"):
+    for name in ("u_shape.png", "suspects.csv", "epochs.jsonl"):
         assert str(folder / name) in report
         assert (folder / name).is_file()
     assert f"tensorboard --logdir {folder}" in report
@@ -133,10 +134,28 @@ def test_suspects_ends_quietly_when_its_reader_goes_away(demo, top):
         assert process.stderr.read() == b""
 
 
-def test_suspects_names_a_folder_that_holds_none(complaint, tmp_path):
+def test_suspects_names_a_folder_of_no_run(complaint, tmp_path):
     said = complaint("suspects", tmp_path)
-    assert said.startswith(f"prioritymonitor: got {tmp_path}, which holds no suspects.csv")
+    assert said.startswith(f"prioritymonitor: got {tmp_path}, which holds no run.json")
     assert said.count("\n") == 1
+    assert "there is no such folder" in complaint("suspects", tmp_path / "none")
+
+
+def test_suspects_names_a_damaged_file(complaint, demo, tmp_path):
+    """A traceback came."""
+    folder, _ = demo
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "suspects.csv").write_text("index,score,given_label,predicted_label\n1,x\n")
+    said = complaint("suspects", tmp_path / "run")
+    assert f"got {tmp_path / 'run' / 'suspects.csv'}, which is damaged: " in said
+    assert said.count("\n") == 1
+
+
+def test_suspects_of_a_killed_run_are_those_of_its_last_epoch(demo, tmp_path):
+    folder, _ = demo
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "suspects.csv").unlink()
+    assert run("suspects", tmp_path / "run") == run("suspects", folder)
 
 
 def write_fashion_mnist(folder, images=40, pixels=16):
@@ -181,14 +200,18 @@ def test_a_share_of_wrong_labels_above_one_is_refused(complaint):
     assert "--noise" in complaint("demo", "--noise", 1.5)
 
 
-def test_a_run_folder_in_use_is_left_alone(tmp_path):
-    wanted = tmp_path / "demo"
-    assert fresh_folder(wanted) == wanted
-    assert fresh_folder(wanted) == wanted, "it is still empty"
-    (wanted / "suspects.csv").touch()
-    assert fresh_folder(wanted) == tmp_path / "demo-2"
-    (tmp_path / "demo-2" / "suspects.csv").touch()
-    assert fresh_folder(wanted) == tmp_path / "demo-3"
+def test_the_demo_leaves_a_run_folder_in_use_alone(tmp_path):
+    for folder in ("demo", "demo-2"):
+        report = run("demo", "--epochs", 1, "--log-dir", tmp_path / "demo")
+        assert str(tmp_path / folder / "u_shape.png") in report
+        assert (tmp_path / folder / "u_shape.png").is_file()
+        assert len(read_run(tmp_path / folder).epochs) == 1
+
+
+def test_the_demo_names_a_folder_that_cannot_be_written_to(complaint, tmp_path):
+    (tmp_path / "file").touch()
+    said = complaint("demo", "--epochs", 1, "--log-dir", tmp_path / "file" / "run")
+    assert f"got the run folder {tmp_path / 'file' / 'run'}, which can't be written to" in said
 
 
 def test_version_is_that_of_the_package():
@@ -207,3 +230,47 @@ def test_without_the_extra_one_line_says_what_to_install(module, tmp_path):
     assert f"got no module '{module}" in result.stderr
     assert "pip install 'prioritymonitor[cli]'" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+HEAVY = ["torch", "sklearn", "matplotlib", "tensorboard"]
+
+
+def loaded_by(*arguments):
+    """Heavy modules that a process of the command line has loaded at its end."""
+    script = f"""if True:
+        import atexit, sys
+        atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr))
+        from prioritymonitor.cli import main
+        main()
+    """
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr.strip()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["suspects", "--help"]])
+def test_help_and_version_load_nothing_heavy(arguments):
+    assert loaded_by(*arguments) == "[]"
+
+
+def test_reading_a_run_loads_nothing_heavy(demo):
+    folder, _ = demo
+    assert loaded_by("suspects", folder) == "[]"
+
+
+def test_heavy_modules_would_be_noticed(tmp_path):
+    assert "torch" in loaded_by("demo", "--epochs", 1, "--log-dir", tmp_path)
+
+
+@pytest.mark.parametrize("module", ["torch", "sklearn", "matplotlib"])
+def test_a_run_can_be_read_where_they_are_not_installed(module, demo):
+    folder, _ = demo
+    script = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from prioritymonitor.cli import main; main()\n"
+    )
+    command = [sys.executable, "-c", script, "suspects", str(folder)]
+    printed = subprocess.run(command, capture_output=True, text=True)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert printed.stdout == run("suspects", folder)

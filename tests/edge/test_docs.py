@@ -12,6 +12,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.stopping import pages
 from prioritymonitor import GradientMonitor, corrupt_labels
+from prioritymonitor.tags import (
+    ALL_PARAMETERS_TAGS,
+    EPOCH_TAGS,
+    POPULATION,
+    RECORD_TAGS,
+    STEP_TAGS,
+)
 from tests.support.cases import make_data, make_loader, mlp
 
 ROOT = Path(__file__).parents[2]
@@ -68,45 +75,36 @@ def test_the_whole_script_of_the_quick_start_works(capsys):
     names["monitor"].close()
 
 
-def documented(heading):
-    """First cells of the table under a heading of the page on what is measured."""
-    section = (PAGES / "measured.md").read_text().split(heading)[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)
-    return {name for row in rows for name in re.findall(r"`(\w+)(?:/BLOCK)?`", row)}
+def table(tags):
+    rows = [f"| `{t.name}` | {t.unit} | {t.range} | {t.meaning} |" for t in tags]
+    return "\n".join(["| tag | unit | range | meaning |", "|---|---|---|---|", *rows, ""])
 
 
-def test_every_tag_is_documented_and_every_documented_tag_exists():
-    data = make_data(torch.float32)
+@pytest.mark.parametrize("part", [STEP_TAGS, ALL_PARAMETERS_TAGS, EPOCH_TAGS, RECORD_TAGS])
+def test_the_documentation_says_of_the_tags_what_their_table_says(part):
+    assert table(part) in (PAGES / "measured.md").read_text()
+
+
+def stems(names):
+    """Names of tags without what says which class, block or population."""
+    return {name.split("/")[0].removesuffix(POPULATION) for name in names}
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_every_documented_tag_of_a_step_exists(scope):
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    loader = make_loader(data, batch_size=20)
-    monitor = GradientMonitor(model, optimizer, loader, every=1)
+    loader = make_loader(make_data(torch.float32), batch_size=20)
+    monitor = GradientMonitor(model, optimizer, loader, every=1, scope=scope)
     for x, y, _ in loader:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    steps = {name.split("/")[0].removesuffix("_population") for name in monitor.latest}
-    assert steps == documented("## In each measured step")
-    epochs = set(monitor.history()[0]) - {"step"}
-    assert epochs == documented("## In each epoch")
-    monitor.close()
-
-
-def test_every_tag_of_all_parameters_is_documented_and_every_documented_one_exists():
-    data = make_data(torch.float32)
-    model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    monitor = GradientMonitor(model, optimizer, make_loader(data, batch_size=20), scope="all")
-    F.cross_entropy(model(data.inputs), data.given).backward()
-    optimizer.step()
-    of_blocks = {name.split("/")[0] for name in monitor.latest if name.endswith("/0")}
-    alone = documented("## In each measured step")
-    assert set(monitor.latest) >= {"coverage", "dominance_ratio/0", "dominance_ratio/2"}
-    blocks_only = {"dominance_ratio", "group_cosine", "noise_share"}
-    assert documented("## With all parameters") == blocks_only | {"coverage"}
-    assert of_blocks - {"segment_ratio", "segment_ratio_population"} == blocks_only
-    names = {name.split("/")[0].removesuffix("_population") for name in monitor.latest}
-    assert names == alone | {"coverage"}
+    documented = [*STEP_TAGS, *(ALL_PARAMETERS_TAGS if scope == "all" else ())]
+    assert stems(monitor.latest) == stems(tag.name for tag in documented)
+    of_blocks = {name.split("/")[0] + "/BLOCK" for name in monitor.latest if name.endswith("/0")}
+    families = {tag.name for tag in documented if tag.name.endswith("/BLOCK")}
+    assert of_blocks >= families
     monitor.close()
 
 

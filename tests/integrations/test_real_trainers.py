@@ -195,8 +195,7 @@ def test_a_gradient_scaler_with_overflow_keeps_micro_batches_apart():
                 model[0].weight.grad.fill_(torch.inf)  # as an overflow leaves it
             scaler.step(optimizer)
             scaler.update()
-    assert [len(weight) for weight in seen.weights] == [
-        10
-    ] * 5  # the overflowed step is skipped, and leaves nothing behind
-    assert monitor.latest["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    # The overflowed step is skipped, and leaves nothing behind.
+    assert [len(weight) for weight in seen.weights] == [10] * 5
+    assert monitor.latest["batch_loss"] == pytest.approx(loss.item(), rel=1e-5)
     monitor.close()

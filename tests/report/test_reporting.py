@@ -1,7 +1,7 @@
 """What is written: TensorBoard events read back, the log, the run folder."""
 
-import json
 import logging
+import signal
 import subprocess
 import sys
 import textwrap
@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch.utils.tensorboard import SummaryWriter
 
 from prioritymonitor import GradientMonitor, StopRule
-from prioritymonitor.report.folder import read_suspects
+from prioritymonitor.report.saved_run import read_run
 from tests.support.cases import make_data, make_loader, mlp
 
 STEP_TAGS = {
@@ -46,6 +46,22 @@ def train(epochs, patience=7, **options):
         if monitor.should_stop:
             break
     return monitor
+
+
+def attached(**options):
+    """A monitor with the model, the optimizer and the loader that it watches."""
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loader = make_loader(make_data(torch.float32), batch_size=10, shuffle=True)
+    return GradientMonitor(model, optimizer, loader, **options), model, optimizer, loader
+
+
+def train_on(model, optimizer, loader, epochs):
+    for _ in range(epochs):
+        for x, y, _ in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
 
 
 def read(folder):
@@ -148,15 +164,7 @@ def test_events_are_on_disk_after_a_script_that_never_closes(tmp_path):
     events = read(tmp_path)
     assert len(events.Scalars("prioritymonitor/coherence")) == 13
     assert len(events.Scalars("prioritymonitor/priority")) == 2
-    assert len(read_suspects(tmp_path)) == 60
-
-
-def test_the_run_folder_holds_suspects_and_history(tmp_path):
-    monitor = train(3, log_dir=tmp_path)
-    suspects, history = monitor.suspects(), monitor.history()
-    monitor.close()
-    assert [s.index for s in read_suspects(tmp_path)] == [s.index for s in suspects]
-    assert json.loads((tmp_path / "history.json").read_text()) == history
+    assert len(read_run(tmp_path).suspects["index"]) == 60
 
 
 def test_one_info_line_per_epoch(caplog):
@@ -170,22 +178,19 @@ def test_one_info_line_per_epoch(caplog):
 
 
 def test_resuming_hides_what_the_interrupted_run_wrote_later(tmp_path):
-    monitor = train(2, log_dir=tmp_path)
+    monitor, model, optimizer, loader = attached(log_dir=tmp_path, every=2)
+    train_on(model, optimizer, loader, 2)
     state = monitor.state_dict()
+    train_on(model, optimizer, loader, 2)
     monitor.close()
-    train(4, log_dir=tmp_path / "later").close()
     time.sleep(1.1)  # TensorBoard orders the files of a run by the second in their names
-    model = mlp()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    loader = make_loader(make_data(torch.float32), batch_size=10, shuffle=True)
-    resumed = GradientMonitor(model, optimizer, loader, log_dir=tmp_path / "later", every=2)
+    resumed, model, optimizer, loader = attached(log_dir=tmp_path, every=2)
     resumed.load_state_dict(state)
-    for x, y, _ in loader:
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+    train_on(model, optimizer, loader, 1)
     resumed.close()
-    steps = [event.step for event in read(tmp_path / "later").Scalars("prioritymonitor/priority")]
+    steps = [event.step for event in read(tmp_path).Scalars("prioritymonitor/priority")]
     assert steps == [6, 12, 18]
+    assert [record["epoch"] for record in read_run(tmp_path).epochs] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("every", [1, 5])
@@ -203,3 +208,82 @@ def test_the_overhead_is_written_with_each_report(every, tmp_path):
     written = [event.value for event in events.Scalars("prioritymonitor/overhead_fraction")]
     assert len(written) >= 4  # a report per epoch in which a step was measured
     assert all(0 < value <= 1 for value in written)
+
+
+def test_a_run_killed_after_its_state_was_taken_loses_no_step_before(tmp_path):
+    """Events waited for the thread that writes them, which a slow disk holds up."""
+    script = f"""
+        import itertools, os, signal, time
+        from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+        from tests.report.test_reporting import attached, train_on
+        write = LocalFileSystem._write
+        LocalFileSystem._write = lambda *given: (time.sleep(0.05), write(*given))
+        monitor, model, optimizer, loader = attached(log_dir={str(tmp_path)!r}, every=1)
+        train_on(model, optimizer, loader, 1)
+        for batch in itertools.islice(loader, 4):
+            train_on(model, optimizer, [batch], 1)
+        monitor.state_dict()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
+    assert killed.returncode == -signal.SIGKILL
+    assert [e.step for e in read(tmp_path).Scalars("prioritymonitor/coherence")] == [*range(1, 11)]
+    run = read_run(tmp_path)
+    assert [record["epoch"] for record in run.epochs] == [1]
+    assert len(run.suspects["index"]) == 60
+
+
+def test_nothing_opens_another_event_file_after_close(tmp_path):
+    monitor = train(2, log_dir=tmp_path)
+    monitor.close()
+    before = set(tmp_path.iterdir())
+    monitor.state_dict()
+    monitor.history()
+    monitor.close()
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_writer_that_its_owner_closed_is_not_opened_again(tmp_path, said):
+    writer = SummaryWriter(str(tmp_path))
+    monitor, *loop = attached(writer=writer, every=1)
+    train_on(*loop, 1)
+    writer.close()
+    train_on(*loop, 1)
+    monitor.close()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+    assert "the SummaryWriter passed as writer= was closed" in said()[0]
+    assert len(said()) == 1
+
+
+def test_the_first_value_of_a_tag_says_how_to_read_it(tmp_path):
+    train(2, log_dir=tmp_path).close()
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    values = [v for e in EventFileLoader(str(file)).Load() for v in e.summary.value]
+    told = [v.metadata.summary_description for v in values if v.tag.endswith("/coherence")]
+    assert "how far the samples agree" in told[0]
+    assert not any(told[1:])
+
+
+def test_a_second_run_leaves_the_folder_of_the_first_alone(tmp_path, said):
+    first, second = (train(1, log_dir=tmp_path / "run") for _ in range(2))
+    for monitor in (first, second):
+        monitor.close()
+    assert [first.log_dir, second.log_dir] == [tmp_path / "run", tmp_path / "run-2"]
+    assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 1
+    assert any("holds another run" in problem for problem in said())
+
+
+def test_a_handler_of_the_log_that_raises_stops_no_measuring(tmp_path):
+    class Raising(logging.Handler):
+        def emit(self, record):
+            raise RuntimeError("no connection")
+
+    logger, handler = logging.getLogger("prioritymonitor"), Raising()
+    logger.addHandler(handler)
+    try:
+        monitor = train(60, patience=1, log_dir=tmp_path)
+        monitor.close()
+    finally:
+        logger.removeHandler(handler)
+    assert monitor.should_stop
+    assert len(read_run(tmp_path).epochs) == len(monitor.history())

@@ -19,7 +19,6 @@ from prioritymonitor import (
     corrupt_labels,
 )
 from prioritymonitor.gradients.measured_steps import StepMeter
-from prioritymonitor.report import tensorboard as reporting
 from prioritymonitor.samples.history import SampleHistory
 from tests.support.cases import INPUTS, make_data, make_loader, mlp
 
@@ -207,7 +206,7 @@ def test_a_head_that_does_not_give_the_logits_turns_its_statistics_off(named, sa
     assert steps == 12
     assert len(said()) == 1
     assert "Statistics of the head are off" in said()[0]
-    assert set(monitor.latest) == {"train_loss", "overhead_fraction"}
+    assert set(monitor.latest) == {"batch_loss", "overhead_fraction"}
     assert len(monitor.suspects(min_score=0)) == N
     assert len(monitor.history()) == 2
     monitor.close()
@@ -253,11 +252,11 @@ def test_a_noisy_function_that_raises_turns_measuring_off_once(said):
     monitor.close()
 
 
-def test_a_full_disk_turns_writing_off_and_nothing_else(said, monkeypatch, tmp_path):
+def test_a_full_disk_stops_nothing_but_the_writing(said, monkeypatch, tmp_path):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(reporting, "SummaryWriter", full)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", full)
     monitor, steps = train(log_dir=tmp_path)
     assert steps == 12
     assert len(said()) == 1

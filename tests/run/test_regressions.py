@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prioritymonitor import GradientMonitor, StopReason, StopRule
 from prioritymonitor.capture.health import Health
+from prioritymonitor.report.saved_run import read_run
 from prioritymonitor.samples.history import SampleHistory
 from tests.capture.test_no_disturbance import assert_identical
 from tests.support.cases import INPUTS, make_data, make_loader, mlp
@@ -232,7 +233,7 @@ def test_weights_can_be_restored_after_a_failure(monkeypatch):
         for x, y, _ in loader:
             step(model, optimizer, x, y)
     assert monitor.decision.reason is StopReason.FAILED
-    assert monitor.restore_best() == 2
+    assert monitor.restore_best() == monitor.best_epoch == 1
     monitor.close()
 
 
@@ -268,7 +269,7 @@ def test_a_monitor_that_nobody_keeps_closes_itself(tmp_path):
     assert alive() is None
     assert not model._forward_hooks
     assert "_get_iterator" not in vars(loader)
-    assert len(json.loads((tmp_path / "history.json").read_text())) == 1
+    assert len(read_run(tmp_path).epochs) == 1
 
 
 def test_a_forked_process_leaves_the_monitor_of_its_parent_alone(tmp_path):
@@ -282,9 +283,9 @@ def test_a_forked_process_leaves_the_monitor_of_its_parent_alone(tmp_path):
         monitor.close()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert not (tmp_path / "history.json").exists()
+    assert not (tmp_path / "suspects.csv").exists()
     monitor.close()
-    assert (tmp_path / "history.json").exists()
+    assert (tmp_path / "suspects.csv").exists()
 
 
 def test_a_loader_is_let_go_by_its_last_reference():
@@ -358,7 +359,7 @@ def test_a_criterion_with_names_of_its_own_is_followed(said):
         loss.backward()
         optimizer.step()
     assert not said()
-    assert monitor.latest["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert monitor.latest["batch_loss"] == pytest.approx(loss.item(), rel=1e-5)
     monitor.close()
 
 
@@ -372,7 +373,7 @@ def test_class_probabilities_as_targets_are_followed(said):
         loss.backward()
         optimizer.step()
     assert not said()
-    assert monitor.latest["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert monitor.latest["batch_loss"] == pytest.approx(loss.item(), rel=1e-5)
     monitor.close()
 
 
@@ -435,5 +436,5 @@ def test_known_noise_without_a_wrong_label_gives_a_readable_history(tmp_path):
     def refuse(name):
         raise ValueError(name)
 
-    text = (tmp_path / "history.json").read_text()
-    assert json.loads(text, parse_constant=refuse)[0]["noisy_loss"] is None
+    (line,) = (tmp_path / "epochs.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse)["noisy_loss"] is None

@@ -51,7 +51,7 @@ class Run:
         self.monitor.restore_best()
         return {
             "decision": vars(self.monitor.decision),
-            "history": self.monitor.history(),
+            "history": [record | {"time": None} for record in self.monitor.history()],
             "suspects": self.monitor.suspects(min_score=0),
             "best": {k: v.clone() for k, v in self.model.state_dict().items()},
             "latest": {
@@ -134,7 +134,7 @@ def test_the_state_does_not_change_when_the_run_goes_on():
     before = copy.deepcopy(state)
     for _ in range(2):
         run.train(0, 100)
-    for name in ("steps", "epoch", "records", "path", "keeper"):
+    for name in ("steps", "epoch", "records", "judge"):
         same(state[name], before[name])
 
 
@@ -156,7 +156,7 @@ def test_a_state_of_other_data_or_settings_is_refused():
     model = torch.nn.Linear(7, 5)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     other_data = GradientMonitor(model, optimizer, make_loader(make_data(samples=30)))
-    with pytest.raises(ArgumentValueError, match="400 samples for one of 30"):
+    with pytest.raises(ArgumentValueError, match=r"400 samples.* for one of 30"):
         other_data.load_state_dict(state)
     no_loader = GradientMonitor(model, optimizer)
     with pytest.raises(ArgumentValueError, match="same train_loader"):

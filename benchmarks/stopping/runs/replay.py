@@ -15,10 +15,11 @@ from benchmarks.stopping.runs.rivals import Choice
 from benchmarks.stopping.runs.settings import Setting
 from prioritymonitor import Decision, StopRule
 from prioritymonitor.judge import Judge
-from prioritymonitor.records import NOTHING_YET, RECORD_KEYS, Record, TargetKind, Visits
+from prioritymonitor.records import NOTHING_YET, Record, TargetKind, Visits
 from prioritymonitor.samples.table import SampleTable
 from prioritymonitor.stopping.kept_weights import WeightKeeper
 from prioritymonitor.stopping.rule import Rule
+from prioritymonitor.tags import RECORD_KEYS
 
 _RULE = StopRule()
 

@@ -240,7 +240,7 @@ def test_freezing_a_layer_before_the_step_does_no_harm():
     F.cross_entropy(model(X), Y).backward()
     model[0].requires_grad_(False)
     optimizer.step()
-    assert monitor.latest["train_loss"] > 0
+    assert monitor.latest["batch_loss"] > 0
     assert monitor.decision.reason.name != "FAILED"
     monitor.close()
 
