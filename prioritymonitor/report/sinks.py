@@ -35,7 +35,7 @@ class Reports:
         numbers = {
             name: float(value)
             for name, value in record.items()
-            if name != "step" and value is not None
+            if name != "step" and value is not None and not isinstance(value, str)
         }
         self._events.scalars(numbers, record["step"])
 
