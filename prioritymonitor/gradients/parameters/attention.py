@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...capture.rerun import unchanged_randomness
-from .calls import Trained
-from .uses import Direct, Outer, Use
+from .calls import TrainedCall
+from ..factors import Direct, Outer, Factors
 
 
-def attention(call: Trained) -> dict[str, Use]:
+def attention(call: TrainedCall) -> dict[str, Factors]:
     """Uses of the parameters of `nn.MultiheadAttention`."""
     layer: Any = call.module
     if layer.bias_k is not None or call.input.ndim != 3:
@@ -38,7 +38,7 @@ def attention(call: Trained) -> dict[str, Use]:
     out = layer.out_proj.weight.detach().to(gradient.dtype)
     arrived = torch.autograd.grad(mixed, projected, gradient @ out)
 
-    uses: dict[str, Use] = {
+    uses: dict[str, Factors] = {
         "out_proj.weight": Outer(_by_sample(gradient), _by_sample(mixed.detach())),
         "out_proj.bias": Direct(gradient.sum(0)),
         "in_proj_bias": Direct(torch.cat([rows.sum(0) for rows in arrived], dim=1)),

@@ -26,15 +26,15 @@ from ...capture.rerun import is_compiled
 from ...errors import PriorityMonitorError
 from ...records import GroupGradients
 from .broadcasts import SpreadFinder, may_lack_samples, watch
-from .calls import Call, Frame, Trained
+from .calls import Call, ModelPass, TrainedCall
 from .engine import TrainedPass
 from .formulas import formula_for
-from .layer_watch import LayerWatch
-from .layouts import Doubts
+from .layer_hooks import LayerHooks
+from .sample_order import SampleOrder
 from .ledger import Ledger
 from .recompute import recomputed
 from .sums import full_precision
-from .uses import Direct, Use
+from ..factors import Direct, Factors
 
 _NO_SAMPLES = "its output has no samples, and goes through other layers before it is added to them"
 
@@ -68,9 +68,9 @@ class ClosedFormEngine:
         self._is_mixed = False
         self._totals = GradientTotals(guard, self._total_arrived)
         self._ledger = Ledger(self._totals, on_problem)
-        self._frames: list[Frame] = []
-        self._doubts = Doubts(model, self._ledger)
-        self._layers = LayerWatch(
+        self._frames: list[ModelPass] = []
+        self._doubts = SampleOrder(model, self._ledger)
+        self._layers = LayerHooks(
             model,
             optimizer,
             is_measured=is_measured,
@@ -81,7 +81,7 @@ class ClosedFormEngine:
 
     # Forward pass
 
-    def forward_done(self, output: Any, samples: int) -> Frame:
+    def forward_done(self, output: Any, samples: int) -> ModelPass:
         """See `Engine.forward_done`.
 
         Raises:
@@ -100,7 +100,7 @@ class ClosedFormEngine:
         frame.forget_calls()
         return frame
 
-    def _follow_spreads(self, frame: Frame, output: Any) -> None:
+    def _follow_spreads(self, frame: ModelPass, output: Any) -> None:
         """Find out where tensors without samples are spread over the samples."""
         formed = [call for call in frame.calls if formula_for(call.module) is not None]
         # With a single sample, everything is that sample's.
@@ -137,7 +137,7 @@ class ClosedFormEngine:
         with _plain_arithmetic(rows):
             self._finish(call, [rows])
 
-    def _add_rows(self, frame: Frame, name: str, rows: Tensor) -> None:
+    def _add_rows(self, frame: ModelPass, name: str, rows: Tensor) -> None:
         with _plain_arithmetic(rows):
             self._add(frame, name, [Direct(full_precision(rows))])
 
@@ -146,7 +146,7 @@ class ClosedFormEngine:
     def backward_began(self, trained: TrainedPass) -> None:
         """See `Engine.backward_began`."""
         frame = trained.seen
-        if not isinstance(frame, Frame):
+        if not isinstance(frame, ModelPass):
             return
         frame.noisy_weight, frame.strength = trained.noisy_weight, trained.strength
         if not self._totals.expect(self._layers.parameters, trained.strength):
@@ -213,7 +213,7 @@ class ClosedFormEngine:
 
     def _uses(
         self, call: Call, kept: Any, gradients: list[Tensor | None], names: dict[str, str]
-    ) -> dict[str, Use]:
+    ) -> dict[str, Factors]:
         args, kwargs = kept
         if kwargs or not all(isinstance(argument, Tensor) for argument in args):
             args, kwargs = pytree.tree_map_only(Tensor, full_precision, kept)
@@ -224,7 +224,7 @@ class ClosedFormEngine:
             args, kwargs = pytree.tree_map_only(
                 Tensor, lambda x: x.unsqueeze(0).expand(samples, *x.shape), (args, kwargs)
             )
-        trained = Trained(
+        trained = TrainedCall(
             call.module,
             args,
             kwargs,
@@ -237,7 +237,7 @@ class ClosedFormEngine:
         formula = formula_for(call.module)
         return formula(trained) if formula is not None else recomputed(trained, list(names))
 
-    def _add(self, frame: Frame, name: str, uses: list[Use], *, is_early: bool = False) -> None:
+    def _add(self, frame: ModelPass, name: str, uses: list[Factors], *, is_early: bool = False) -> None:
         if frame.noisy_weight is None:
             self._ledger.leave_out([name], "its gradient came before that of the logits")
             return

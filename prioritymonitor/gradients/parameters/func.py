@@ -21,7 +21,7 @@ from ...errors import ArgumentValueError, PriorityMonitorError
 from ...records import GroupGradients
 from .check import SumCheck, refuse_batch_norm
 from .engine import TrainedPass
-from .mapped import SampleFunction, where_it_failed
+from .sample_function import SampleFunction, where_it_failed
 from .sums import GroupSums, full_precision
 
 _MOST_HELD = 256 * 2**20

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ...capture.parameters import GradientTotals, layer_errors, layer_of
 from ...records import GroupGradients
-from .calls import Frame
+from .calls import ModelPass
 from .check import largest_error
-from .uses import Use, sums_and_square
+from ..factors import Factors, sums_and_square
 
 _STEPS_TO_CHECK = 64
 """Measured steps after which every layer is checked again."""
@@ -49,7 +49,7 @@ class Ledger:
         """Whether a parameter is to be measured."""
         return name is not None and name not in self._left_out
 
-    def add(self, frame: Frame, name: str, uses: list[Use], *, is_early: bool) -> None:
+    def add(self, frame: ModelPass, name: str, uses: list[Factors], *, is_early: bool) -> None:
         """Add what the samples of a forward pass bring to a parameter.
 
         The clean sum is what the noisy one leaves of the backward pass's own; where that is yet to
@@ -80,7 +80,7 @@ class Ledger:
                 self._left_out[name] = self._untold[name] = reason
 
     def collect(
-        self, frames: list[Frame], parameters: dict[str, nn.Parameter]
+        self, frames: list[ModelPass], parameters: dict[str, nn.Parameter]
     ) -> GroupGradients | None:
         """The record of a step.
 
@@ -113,7 +113,7 @@ class Ledger:
             return self._clean[name], noisy
         return self._totals.totals[name].to(noisy.dtype).sub_(noisy), noisy
 
-    def _square(self, frame: Frame) -> Tensor:
+    def _square(self, frame: ModelPass) -> Tensor:
         assert frame.noisy_weight is not None
         assert frame.strength is not None
         squares = [square for name, square in frame.square.items() if self.wants(name)]
@@ -121,7 +121,7 @@ class Ledger:
             return torch.zeros_like(frame.noisy_weight)
         return torch.stack(squares).sum(0) / frame.strength.square()
 
-    def _check(self, frames: list[Frame]) -> None:
+    def _check(self, frames: list[ModelPass]) -> None:
         """Leave out layers whose samples don't add up to what the backward pass brought.
 
         Each is checked once it has a gradient, and again now and then: what moves it besides the
@@ -138,7 +138,7 @@ class Ledger:
         if self._steps % _STEPS_TO_CHECK == 0:
             self._checked.clear()
 
-    def _compare(self, frames: list[Frame], sums: dict[str, tuple[Tensor, Tensor]]) -> None:
+    def _compare(self, frames: list[ModelPass], sums: dict[str, tuple[Tensor, Tensor]]) -> None:
         assert frames[0].noisy_weight is not None
         largest = largest_error(
             is_half=any(frame.is_half for frame in frames), device=frames[0].noisy_weight.device

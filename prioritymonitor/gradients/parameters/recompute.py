@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...capture.rerun import quiet, unchanged_randomness
-from .calls import Trained, UnknownSamplesError
-from .uses import Direct, Use
+from .calls import TrainedCall, UnknownSamplesError
+from ..factors import Direct, Factors
 
 
-def recomputed(call: Trained, names: list[str]) -> dict[str, Use]:
+def recomputed(call: TrainedCall, names: list[str]) -> dict[str, Factors]:
     """Uses of the layer's own parameters.
 
     The layer must give each sample the same output as in the batch: no random numbers, and no
@@ -60,7 +60,7 @@ def recomputed(call: Trained, names: list[str]) -> dict[str, Use]:
     return {name: Direct(rows) for name, rows in gradients.items()}
 
 
-def _sample_dim(call: Trained, leaf: Any) -> int | None:
+def _sample_dim(call: TrainedCall, leaf: Any) -> int | None:
     if not isinstance(leaf, Tensor) or leaf.ndim == 0:
         return None
     if isinstance(call.module, nn.RNNBase) and not _is_sequence(call, leaf):
@@ -73,7 +73,7 @@ def _sample_dim(call: Trained, leaf: Any) -> int | None:
     return None
 
 
-def _is_sequence(call: Trained, leaf: Tensor) -> bool:
+def _is_sequence(call: TrainedCall, leaf: Tensor) -> bool:
     return leaf is call.input or leaf is call.gradients[0]
 
 

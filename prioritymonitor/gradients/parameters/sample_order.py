@@ -14,7 +14,7 @@ from torch.func import functional_call
 from ...capture import private
 from ...capture.head import logits_in
 from ...capture.rerun import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
-from .calls import Frame
+from .calls import ModelPass
 from .engine import TrainedPass
 from .ledger import Ledger
 
@@ -22,7 +22,7 @@ _LARGEST_ERROR = 0.1
 """Relative; a wrong order is off by about 1, half precision by a few hundredths."""
 
 
-class Doubts:
+class SampleOrder:
     """Layers whose shapes may mislead, until a run of its own has settled it.
 
     Args:
@@ -36,7 +36,7 @@ class Doubts:
         self._passes: list[TrainedPass] = []
         self._settled: set[tuple[str, str]] = set()
 
-    def note(self, frame: Frame) -> None:
+    def note(self, frame: ModelPass) -> None:
         """Find the layers of a pass whose shapes may mislead, unless it was settled before."""
         for call in frame.calls:
             how = None if call.is_spread else doubt(call.module, call.shape, frame.samples)
@@ -59,7 +59,7 @@ class Doubts:
         doubts: dict[str, str] = {}
         for trained in passes:
             frame = trained.seen
-            assert isinstance(frame, Frame)
+            assert isinstance(frame, ModelPass)
             assert frame.begun is not None
             doubts |= frame.doubts
             own = {name: p for name, p in parameters.items() if name in frame.doubts}

@@ -15,10 +15,10 @@ from ...capture import private
 from ...capture.hooks import Guard, Hook, ModuleHook
 from ...capture.parameters import trained_parameters
 from ...capture.rerun import RandomState
-from .calls import Call, Frame, KeptArguments, draws_random_numbers
+from .calls import Call, ModelPass, KeptArguments, draws_random_numbers
 
 
-class LayerWatch:
+class LayerHooks:
     """Hooks on every layer with parameters until `close()`.
 
     Args:
@@ -42,7 +42,7 @@ class LayerWatch:
     ) -> None:
         self.parameters: dict[str, nn.Parameter] = {}
         """What the optimizer trains, by name; empty before the first layer of a step is called."""
-        self.running: Frame | None = None
+        self.running: ModelPass | None = None
         """The forward pass whose backward pass has begun last in this step."""
         self._model = model
         self._optimizer = optimizer
@@ -52,7 +52,7 @@ class LayerWatch:
         self._guard = guard
         self._second = _layers_with_samples_second(model)
         self._names: dict[int, str] = {}
-        self._open: Frame | None = None
+        self._open: ModelPass | None = None
         self._random_states: dict[nn.Module, RandomState] = {}
         holders = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
         self._handles = [
@@ -71,7 +71,7 @@ class LayerWatch:
         self._forget_open()  # of a pass that failed
         if self._is_measured() and torch.is_grad_enabled() and not is_in_backward():
             device = next(model.parameters()).device
-            self._open = Frame(begun=RandomState.now(device))
+            self._open = ModelPass(begun=RandomState.now(device))
 
     def _forget_open(self) -> None:
         if self._open is not None:
@@ -130,14 +130,14 @@ class LayerWatch:
             found |= {f"out_proj.{local}": names[id(p)] for local, p in inner if id(p) in names}
         return found
 
-    def _frame(self) -> Frame | None:
+    def _frame(self) -> ModelPass | None:
         if not is_in_backward():
             return self._open
         return self.running  # a checkpointed layer, once more
 
-    def end_pass(self, samples: int) -> Frame:
+    def end_pass(self, samples: int) -> ModelPass:
         """The model's forward pass is over, with so many samples."""
-        frame, self._open = self._open or Frame(), None
+        frame, self._open = self._open or ModelPass(), None
         frame.samples = samples
         return frame
 
