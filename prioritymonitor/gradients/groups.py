@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..records import GroupGradients, GroupMoments, HeadUpdate, SegmentMoments
@@ -174,7 +173,8 @@ class Segments:
         residual = self.head.residual
         if residual.shape[1] == 1:
             residual = torch.cat((-residual, residual), dim=1)
-        return F.pad(residual, (0, 1)).gather(1, self.labels.T).T * self.head.membership.T
+        own = residual.gather(1, self.labels.clamp(max=self.classes - 1).T).T
+        return own * self.head.membership.T * (self.labels < self.classes)
 
     def per_class(self, rows: Tensor) -> Tensor:
         """Sums over the samples of each class, `[2, C, ...]`, of `[2, B, ...]`."""
