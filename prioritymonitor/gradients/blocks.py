@@ -30,8 +30,8 @@ def block_products(gradients: GroupGradients) -> tuple[tuple[str, ...], Tensor]:
         gradients: Sums over the samples of the step, and what the optimizer did.
 
     Returns:
-        Names of the N blocks, and, in double precision, `[N, 2, 3]`: rows clean and noisy; columns clean, noisy
-        and update.
+        Names of the N blocks, and, in double precision, `[N, 2, 3]`: rows clean and noisy; columns
+        clean, noisy and update.
     """
     products: dict[str, list[Tensor]] = {}
     changes = gradients.changes

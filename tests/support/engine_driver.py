@@ -100,9 +100,9 @@ def train(model, optimizer, batches, divisor=1):
 def measured(engine_class, model, batches, divisor=1, strength=None, **options):
     """Trains one step with an engine; returns the driver and the error against autograd."""
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = copy.deepcopy(model)
     driver = Driver(engine_class, model, optimizer, **options)
     driver.strength = strength or (None if divisor == 1 else 1 / len(batches[0][1]) / divisor)
-    before = copy.deepcopy(model)
     train(model, optimizer, batches, divisor)
     driver.close()
     assert driver.errors == []

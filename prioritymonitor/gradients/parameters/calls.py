@@ -77,11 +77,11 @@ class ModelPass:
 
     calls: list[Call] = field(default_factory=list)
     """In the order in which they were made, until the model's output is there."""
-    uses: Counter[str] = field(default_factory=Counter)
+    call_counts: Counter[str] = field(default_factory=Counter)
     """How often a layer that holds a parameter was called, by the name of the parameter."""
     samples: int = 0
     """Number of samples, B; 0 until the model's output is there."""
-    doubts: dict[str, str] = field(default_factory=dict)
+    ambiguous: dict[str, str] = field(default_factory=dict)
     """Parameters of layers whose shapes may mislead -> how."""
     begun: RandomState | None = None
     """State of the random numbers when the pass began."""
@@ -98,8 +98,8 @@ class ModelPass:
     """Calls whose gradient came before that of the logits."""
     unfinished: list[Call] = field(default_factory=list)
     """Calls of which some gradients have arrived."""
-    parts: dict[str, list[Factors]] = field(default_factory=dict)
-    """Uses of a parameter that is used more than once, until all are there."""
+    factors: dict[str, list[Factors]] = field(default_factory=dict)
+    """Factors of a parameter that is used more than once, until all are there."""
     square: dict[str, Tensor] = field(default_factory=dict)
     """`||g_i||²` of each parameter, `[B]`."""
 
@@ -115,7 +115,7 @@ class Call:
     """One call of a layer."""
 
     module: nn.Module
-    frame: ModelPass
+    model_pass: ModelPass
     kept: KeptArguments
     names: dict[str, str]
     """Its parameters to measure: name in the layer -> name in the model."""

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..factors import Direct, Factors, Lookup, Outer
 from .attention import attention
 from .calls import TrainedCall, UnknownSamplesError
 from .convolution import Convolution
-from ..factors import Direct, Lookup, Outer, Factors
 
 Formula = Callable[[TrainedCall], dict[str, Factors]]
 

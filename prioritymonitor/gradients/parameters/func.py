@@ -19,9 +19,10 @@ from ...capture.parameters import trained_parameters
 from ...capture.rerun import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
 from ...errors import ArgumentValueError, PriorityMonitorError
 from ...records import GroupGradients
-from .check import SumCheck, refuse_batch_norm
 from .engine import TrainedPass
+from .refusals import refuse_batch_norm
 from .sample_function import SampleFunction, where_it_failed
+from .sum_check import SumCheck
 from .sums import GroupSums, full_precision
 
 _MOST_HELD = 256 * 2**20
@@ -105,7 +106,9 @@ class FuncEngine:
 
     def backward_began(self, trained: TrainedPass) -> None:
         """Keep the pass until it is known to be part of a step."""
-        self._check.expect(self._parameters(), trained)
+        parameters = self._parameters()
+        if self._check.is_due(parameters):
+            self._check.expect(parameters, trained)
         args, kwargs = pytree.tree_map(_detached, (trained.args, trained.kwargs))
         if len(trained.gradient):
             self._passes.append(replace(trained, args=args, kwargs=kwargs))
@@ -118,14 +121,12 @@ class FuncEngine:
                 samples in another dimension than the first.
         """
         passes, self._passes = self._passes, []
-        measured = set(self._parameters()) - self._check.left_out
+        measured = set(filter(self._check.wants, self._parameters()))
         if not passes or not measured:
             return
         try:
             for trained in passes:
                 self._measure(trained, measured)
-            self._check.conclude(self._sums.sums)
-            self._check.report()
         except Exception:
             self.discard()
             raise
@@ -186,14 +187,14 @@ class FuncEngine:
 
     def collect(self) -> GroupGradients | None:
         """The group gradients of the step; None if nothing was measured."""
-        sums = self._sums
+        gradients = self._sums.group_gradients(self._parameters(), self._check)
         self.discard()
-        return sums.group_gradients(self._parameters(), self._check.left_out)
+        return gradients
 
     def discard(self) -> None:
         """Forget the step."""
         self._passes, self._sums = [], GroupSums()
-        self._check.discard()
+        self._check.clear()
 
     def close(self) -> None:
         """Take the hooks off."""

@@ -15,7 +15,7 @@ from ...capture import private
 from ...capture.hooks import Guard, Hook, ModuleHook
 from ...capture.parameters import trained_parameters
 from ...capture.rerun import RandomState
-from .calls import Call, ModelPass, KeptArguments, draws_random_numbers
+from .calls import Call, KeptArguments, ModelPass, draws_random_numbers
 
 
 class LayerHooks:
@@ -93,13 +93,13 @@ class LayerHooks:
         if not trained or not own:
             return
         # In any case: a checkpointed layer that is called once more must save what it saved before.
-        kept, frame = KeptArguments(args, kwargs), self._frame()
-        if frame is None:
+        kept, model_pass = KeptArguments(args, kwargs), self._model_pass()
+        if model_pass is None:
             return  # a part of the model that was called on its own
         first = outputs[trained[0]]
         call = Call(
             module=module,
-            frame=frame,
+            model_pass=model_pass,
             kept=kept,
             names=own,
             node=None if is_in_backward() else first.grad_fn,
@@ -111,9 +111,9 @@ class LayerHooks:
             batch_dim=int(module in self._second),
         )
         if not is_in_backward():
-            frame.calls.append(call)
-        frame.is_half |= first.element_size() < 4
-        frame.uses.update(own.values())
+            model_pass.calls.append(call)
+        model_pass.is_half |= first.element_size() < 4
+        model_pass.call_counts.update(own.values())
         for place in trained:
             hook = Hook(functools.partial(self._on_gradient, call, place), self._guard)
             outputs[place].register_hook(hook)
@@ -130,16 +130,16 @@ class LayerHooks:
             found |= {f"out_proj.{local}": names[id(p)] for local, p in inner if id(p) in names}
         return found
 
-    def _frame(self) -> ModelPass | None:
+    def _model_pass(self) -> ModelPass | None:
         if not is_in_backward():
             return self._open
         return self.running  # a checkpointed layer, once more
 
     def end_pass(self, samples: int) -> ModelPass:
         """The model's forward pass is over, with so many samples."""
-        frame, self._open = self._open or ModelPass(), None
-        frame.samples = samples
-        return frame
+        model_pass, self._open = self._open or ModelPass(), None
+        model_pass.samples = samples
+        return model_pass
 
     def start_anew(self) -> None:
         """Forget the step."""

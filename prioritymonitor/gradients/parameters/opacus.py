@@ -21,8 +21,9 @@ from ...capture.parameters import trained_parameters
 from ...capture.rerun import is_compiled
 from ...errors import ArgumentValueError
 from ...records import GroupGradients
-from .check import SumCheck, refuse_batch_norm, refuse_compiled
 from .engine import TrainedPass
+from .refusals import refuse_batch_norm, refuse_compiled
+from .sum_check import SumCheck
 from .sums import GroupSums
 
 if TYPE_CHECKING:
@@ -140,7 +141,9 @@ class OpacusEngine:
 
     def backward_began(self, trained: TrainedPass) -> None:
         """Wait for the end of the backward pass, before anyone can reset what it brings."""
-        self._check.expect(self._parameters(), trained)
+        parameters = self._parameters()
+        if self._check.is_due(parameters):
+            self._check.expect(parameters, trained)
         backward = private.backward_pass()
         if backward != self._backward:
             self._backward, self._in_backward = backward, []
@@ -176,7 +179,7 @@ class OpacusEngine:
         count, gradients = len(trained.gradient), {}
         for name, parameter in self._parameters().items():
             rows = samples.get(parameter)
-            if rows is None or name in self._check.left_out:
+            if rows is None or not self._check.wants(name):
                 continue
             if len(rows) != count:
                 self._check.leave_out(
@@ -194,21 +197,19 @@ class OpacusEngine:
         self._check.leave_out(names, f"{type(layer).__name__}: {cause}")
 
     def step_begins(self) -> None:
-        """Compare with the gradient of the batch, in the first step."""
-        self._check.conclude(self._sums.sums)
-        self._check.report()
+        """Everything was added up at the end of the backward passes."""
 
     def collect(self) -> GroupGradients | None:
         """The group gradients of the step; None if nothing was measured."""
-        sums = self._sums
+        gradients = self._sums.group_gradients(self._parameters(), self._check)
         self.discard()
-        return sums.group_gradients(self._parameters(), self._check.left_out)
+        return gradients
 
     def discard(self) -> None:
         """Forget the step."""
         self._sums, self._in_backward, self._begun = GroupSums(), [], None
         self._layers.detach()
-        self._check.discard()
+        self._check.clear()
 
     def close(self) -> None:
         """Take the hooks off."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...capture.rerun import quiet, unchanged_randomness
-from .calls import TrainedCall, UnknownSamplesError
 from ..factors import Direct, Factors
+from .calls import TrainedCall, UnknownSamplesError
 
 
 def recomputed(call: TrainedCall, names: list[str]) -> dict[str, Factors]:
-    """Uses of the layer's own parameters.
+    """Factors of the layer's own parameters.
 
     The layer must give each sample the same output as in the batch: no random numbers, and no
     mixing of samples. Where it does not, its gradients don't add up, and the self-check says so.
