@@ -52,6 +52,12 @@ class Driver:
             inner.register_step_post_hook(self._step_done),
         ]
 
+    def __deepcopy__(self, memo):
+        """What the hooks of a copied model report to: nothing is measured."""
+        inert = object.__new__(Driver)
+        inert.is_measured = False
+        return inert
+
     def _forward_done(self, model, args, kwargs, output):
         if not (self.is_measured and torch.is_grad_enabled()):
             return
