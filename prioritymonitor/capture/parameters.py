@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import private
-from .hooks import Guard, Hook
+from .hooks import Guard, Handle, Hook
 
 
 def trained_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
@@ -72,7 +72,7 @@ class GradientTotals:
         """Parameter name -> sum over the samples of all micro-batches, in the parameter's shape."""
         self._guard = guard
         self._on_total = on_total
-        self._handles: dict[int, torch.utils.hooks.RemovableHandle] = {}
+        self._handles: dict[int, Handle] = {}
         self._before: dict[str, Tensor] = {}
         self._earlier: dict[str, Tensor] = {}
         self._strength: Tensor | None = None
@@ -99,7 +99,7 @@ class GradientTotals:
         for name, parameter in parameters.items():
             if id(parameter) not in self._handles:
                 hook = Hook(functools.partial(self._arrived, name), self._guard)
-                handle = parameter.register_post_accumulate_grad_hook(hook)
+                handle = self._guard.attach(parameter.register_post_accumulate_grad_hook, hook)
                 self._handles[id(parameter)] = handle
         return True
 
@@ -125,7 +125,7 @@ class GradientTotals:
         """Forget the totals, and leave the parameters as they were found."""
         self.totals, self._before, self._earlier, self._strength = {}, {}, {}, None
         for handle in self._handles.values():
-            handle.remove()
+            self._guard.attachments.remove(handle)
         self._handles = {}
 
 

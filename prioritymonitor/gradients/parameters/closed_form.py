@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from ...capture import private
 from ...capture.hooks import Guard
 from ...capture.rerun import is_compiled
-from ...errors import PriorityMonitorError
+from ...errors import PriorityMonitorError, is_from_signal, may_pass
 from ...records import GroupGradients
 from ..factors import Direct, Factors
 from .broadcasts import SpreadFinder, follow, may_lack_samples
@@ -204,7 +204,7 @@ class ClosedFormEngine:
         try:
             factors = self._factors(call, call.kept.take(), gradients, names)
         except Exception as error:  # one layer's failure must not take the others with it
-            if private.ends_recomputation(error):
+            if private.ends_recomputation(error) or may_pass(error) or is_from_signal(error):
                 raise
             self._check.leave_out(names.values(), _reason(call.module, error))
             return
@@ -253,6 +253,8 @@ class ClosedFormEngine:
         try:
             self._sums.add(model_pass, name, factors, is_early=is_early)
         except Exception as error:
+            if may_pass(error) or is_from_signal(error):
+                raise
             self._check.leave_out([name], f"{type(error).__name__}: {error}")
 
     # Optimizer step

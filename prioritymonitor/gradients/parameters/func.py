@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from ...capture.hooks import Guard, ModuleHook
 from ...capture.parameters import trained_parameters
 from ...capture.rerun import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
-from ...errors import ArgumentValueError, PriorityMonitorError
+from ...errors import ArgumentValueError, PriorityMonitorError, is_from_signal, may_pass
 from ...records import GroupGradients
 from .engine import TrainedPass
 from .refusals import refuse_batch_norm
@@ -91,8 +91,9 @@ class FuncEngine:
         self._passes: list[TrainedPass] = []
         self._sums = GroupSums()
         self._begun: RandomState | None = None
-        hook = ModuleHook(self._pass_begins, guard)
-        self._handle = model.register_forward_pre_hook(hook)
+        self._attachments = guard.attachments
+        begins = ModuleHook(self._pass_begins, guard)
+        self._handle = guard.attach(model.register_forward_pre_hook, begins)
 
     def _pass_begins(self, module: nn.Module, args: Any) -> None:
         if self._is_measured() and torch.is_grad_enabled():
@@ -171,9 +172,10 @@ class FuncEngine:
                 rows = function.mapped(residual, part)
                 _require_repeatable(begun, is_whole)
                 return rows
-            except PriorityMonitorError:
-                raise
             except Exception as error:
+                is_other = isinstance(error, PriorityMonitorError) or may_pass(error)
+                if is_other or is_from_signal(error):
+                    raise
                 where = where_it_failed(error, function.module)
                 self._is_mapped = False
                 self._on_problem(
@@ -198,7 +200,7 @@ class FuncEngine:
 
     def close(self) -> None:
         """Take the hooks off."""
-        self._handle.remove()
+        self._attachments.remove(self._handle)
         self.discard()
 
     def _parameters(self) -> dict[str, nn.Parameter]:

@@ -55,17 +55,18 @@ class LayerHooks:
         self._open: ModelPass | None = None
         self._random_states: dict[nn.Module, RandomState] = {}
         holders = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+        called = ModuleHook(self._called, guard)
+        before = ModuleHook(self._about_to_be_called, guard)
         self._handles = [
-            module.register_forward_hook(ModuleHook(self._called, guard), with_kwargs=True)
+            guard.attach(module.register_forward_hook, called, with_kwargs=True)
             for module in holders
         ]
-        before = ModuleHook(self._about_to_be_called, guard)
         self._handles += [
-            module.register_forward_pre_hook(before, with_kwargs=True)
+            guard.attach(module.register_forward_pre_hook, before, with_kwargs=True)
             for module in filter(draws_random_numbers, holders)
         ]
         begins = ModuleHook(self._pass_begins, guard)
-        self._handles.append(model.register_forward_pre_hook(begins))
+        self._handles.append(guard.attach(model.register_forward_pre_hook, begins))
 
     def _pass_begins(self, model: nn.Module, args: Any) -> None:
         self._forget_open()  # of a pass that failed
@@ -150,7 +151,7 @@ class LayerHooks:
     def close(self) -> None:
         """Take every hook off again."""
         for handle in self._handles:
-            handle.remove()
+            self._guard.attachments.remove(handle)
         self.start_anew()
 
 

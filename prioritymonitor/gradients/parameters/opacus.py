@@ -125,7 +125,8 @@ class OpacusEngine:
         self._in_backward: list[TrainedPass] = []
         self._backward = -1
         self._begun: dict[nn.Parameter, Tensor] | None = None
-        self._handle = model.register_forward_pre_hook(ModuleHook(self._pass_begins, guard))
+        begins = ModuleHook(self._pass_begins, guard)
+        self._handle = guard.attach(model.register_forward_pre_hook, begins)
 
     def _pass_begins(self, module: nn.Module, args: Any) -> None:
         if not (self._is_measured() and torch.is_grad_enabled()):
@@ -213,7 +214,7 @@ class OpacusEngine:
 
     def close(self) -> None:
         """Take the hooks off."""
-        self._handle.remove()
+        self._guard.attachments.remove(self._handle)
         self.discard()
 
     def _parameters(self) -> dict[str, nn.Parameter]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...capture.rerun import quiet, unchanged_randomness
+from ...errors import is_from_signal, may_pass
 from ..factors import Direct, Factors
 from .calls import TrainedCall, UnknownSamplesError
 
@@ -83,7 +84,9 @@ def _of_each(
     try:
         mapped = torch.func.vmap(pullback, in_dims=tuple(dims), randomness="different")
         return mapped(*leaves)  # type: ignore[no-any-return]
-    except (RuntimeError, NotImplementedError, ValueError):
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        if may_pass(error) or is_from_signal(error):
+            raise
         rows = []
         for sample in range(samples):
             own = [

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from ...capture import private
 from ...capture.head import logits_in
 from ...capture.rerun import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
+from ...errors import is_from_signal
 from .calls import ModelPass
 from .engine import TrainedPass
 from .layer_sums import LayerSums
@@ -69,7 +70,9 @@ class SampleOrder:
             sign = signs(model_pass.samples, trained.noisy_weight)
             try:
                 found = signed_gradients(self._model, model_pass.begun, trained, own, sign)
-            except Exception:
+            except Exception as error:
+                if is_from_signal(error):
+                    raise
                 return
             for name, part in found.items():
                 expected[name] = expected[name] + part if name in expected else part
