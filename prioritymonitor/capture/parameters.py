@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..errors import PriorityMonitorError
 from . import private
 from .hooks import Guard, Handle, Hook
 
@@ -24,6 +26,33 @@ def trained_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.P
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and id(parameter) in held
     }
+
+
+def is_distributed(parameter: Tensor) -> bool:
+    """True for a DTensor, as `fully_shard` and `parallelize_module` make them."""
+    return hasattr(parameter, "to_local")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A parameter, or what a step did to it, as a plain tensor.
+
+    To gather a DTensor, all ranks would have to do it at the same time, so only one that this rank
+    holds as a whole is taken.
+
+    Raises:
+        PriorityMonitorError: It is spread over ranks.
+    """
+    if not is_distributed(tensor):
+        return tensor
+    distributed: Any = tensor
+    local: Tensor = distributed.to_local()
+    if local.shape != tensor.shape:
+        raise PriorityMonitorError(
+            f"got parameters that are spread over ranks, {list(local.shape)} of "
+            f"{list(tensor.shape)} on this one; statistics of steps need them whole, as under "
+            "DistributedDataParallel"
+        )
+    return local
 
 
 class ParameterChanges:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..capture.parameters import whole
 from ..records import (
     GroupGradients,
     GroupMoments,
@@ -135,13 +136,15 @@ def _moments(step: Step, noisy_weight: Tensor, true_label: Tensor) -> dict[str, 
         return moments | _all_moments(step.parameters, count)
     if step.head_update is None or not passes:
         return moments
+    bias = step.head_update.bias
+    update = HeadUpdate(whole(step.head_update.weight), None if bias is None else whole(bias))
     if by_products:
-        return moments | _product_moments(passes[0], step.head_update, count)
-    return moments | _gradient_moments(group_gradients(passes, step.head_update), count)
+        return moments | _product_moments(passes[0], update, count)
+    return moments | _gradient_moments(group_gradients(passes, update), count)
 
 
 def _head_passes(step: Step, noisy_weight: Tensor) -> list[HeadPass]:
-    """None where the head is not measured."""
+    """What each pass shows of the head; empty where it is not measured."""
     if step.head_update is None or any(one.head.features is None for one in step.observations):
         return []
     has_bias, passes, first = step.head_update.bias is not None, [], 0

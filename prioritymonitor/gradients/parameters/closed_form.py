@@ -105,34 +105,26 @@ class ClosedFormEngine:
     def _follow_spreads(self, model_pass: ModelPass, output: Any) -> None:
         """Find out where tensors without samples are spread over the samples."""
         formed = [call for call in model_pass.calls if formula_for(call.module) is not None]
+        samples = model_pass.samples
         # With a single sample, everything is that sample's.
-        loose = [
-            c
-            for c in formed
-            if model_pass.samples > 1 and may_lack_samples(c.shape, model_pass.samples)
-        ]
+        loose = [c for c in formed if samples > 1 and may_lack_samples(c.shape, samples)]
         known = {name for call in formed for name in call.names.values()}
-        raw = {
-            n: p
-            for n, p in self._layers.parameters.items()
-            if n not in known and self._check.wants(n)
-        }
+        trained = self._layers.parameters
+        raw = [name for name in trained if name not in known and self._check.wants(name)]
         if not loose and not raw:
             return
-        outputs = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
-        finder = SpreadFinder(outputs)
+        finder = SpreadFinder(x for x in pytree.tree_leaves(output) if isinstance(x, Tensor))
         for call in loose:
-            spreads = finder.spreads(call.node, tuple(call.shape), model_pass.samples)
+            spreads = finder.spreads(call.node, tuple(call.shape), samples)
             if spreads is not None:
                 call.is_spread = True
                 finish = functools.partial(self._finish_spread, call)
                 follow(spreads, finish, self._guard)
-            elif finder.lacks_samples(call.node, tuple(call.shape), model_pass.samples):
+            elif finder.lacks_samples(call.node, tuple(call.shape), samples):
                 self._check.leave_out(call.names.values(), _NO_SAMPLES)
-        for name, parameter in raw.items():
-            spreads = finder.spreads(
-                finder.leaf(parameter), tuple(parameter.shape), model_pass.samples
-            )
+        for name in raw:
+            shape = tuple(trained[name].shape)
+            spreads = finder.spreads(finder.leaf(trained[name]), shape, samples)
             if spreads is not None:
                 add = functools.partial(self._add_rows, model_pass, name)
                 follow(spreads, add, self._guard)
@@ -208,24 +200,19 @@ class ClosedFormEngine:
                 raise
             self._check.leave_out(names.values(), _reason(call.module, error))
             return
+        model_pass, is_early = call.model_pass, call in call.model_pass.early
         for local, name in names.items():
             if local not in factors:
                 continue
-            if call.model_pass.call_counts[name] > 1:
-                call.model_pass.factors.setdefault(name, []).append(factors[local])
+            if model_pass.call_counts[name] > 1:
+                model_pass.factors.setdefault(name, []).append(factors[local])
             else:
-                self._add(
-                    call.model_pass, name, [factors[local]], is_early=call in call.model_pass.early
-                )
+                self._add(model_pass, name, [factors[local]], is_early=is_early)
 
     def _factors(
         self, call: Call, kept: Any, gradients: list[Tensor | None], names: dict[str, str]
     ) -> dict[str, Factors]:
-        args, kwargs = kept
-        if kwargs or not all(isinstance(argument, Tensor) for argument in args):
-            args, kwargs = pytree.tree_map_only(Tensor, full_precision, kept)
-        else:
-            args = tuple(map(full_precision, args))
+        args, kwargs = pytree.tree_map_only(Tensor, full_precision, kept)
         samples = call.model_pass.samples
         if call.is_spread:
             args, kwargs = pytree.tree_map_only(
