@@ -13,8 +13,6 @@ from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
 from .capture.scope import HeadScope, Scope
 from .capture.step import StepCapture
-from .gradients.parameters import ENGINES
-from .gradients.parameters.all_parameters import AllParameters
 from .records import Observation, Step, Visits
 
 
@@ -51,6 +49,10 @@ class Attached:
     ) -> StepCapture:
         """Follow passes and steps; the arguments are those of `StepCapture` and its scope."""
         if settings.engine is not None:
+            # Only here: it loads torch.func, and takes a tenth of a second.
+            from .gradients.parameters import ENGINES
+            from .gradients.parameters.all_parameters import AllParameters
+
             self.scope = AllParameters(
                 model,
                 optimizer,

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from . import arguments
 from .arguments import Settings
 from .errors import PriorityMonitorError
-from .gradients.parameters import choose
 from .records import Decision, Suspect
 from .run import Run
 from .samples.known_labels import KnownNoise, NoisyCallable
@@ -116,7 +115,7 @@ class GradientMonitor:
         arguments.check_choices(scope, engine, stop, keep_best)
         arguments.check_count("every", every)
         arguments.check_count("max_tracked", max_tracked)
-        chosen = choose(engine, model) if scope == "all" else None
+        chosen = _choose(engine, model) if scope == "all" else None
         arguments.check_output(log_dir, writer)
         dataset = train_loader.dataset if train_loader is not None else None
         flags = arguments.check_noisy(noisy, dataset)
@@ -302,6 +301,12 @@ class GradientMonitor:
             f"every={run.settings.every}, steps={run.capture.steps}, epochs={run.epoch}, "
             f"{run.decision.message!r})"
         )
+
+
+def _choose(engine: str, model: nn.Module) -> str:
+    from .gradients.parameters import choose  # loaded where all parameters are measured only
+
+    return choose(engine, model)
 
 
 def _close(run: Run, process: int) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..errors import PriorityMonitorError
 from . import private
-from .hooks import Guard, Hook
+from .hooks import Guard, Handle, Hook
 
 
 def trained_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
@@ -24,6 +26,33 @@ def trained_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.P
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and id(parameter) in held
     }
+
+
+def is_distributed(parameter: Tensor) -> bool:
+    """True for a DTensor, as `fully_shard` and `parallelize_module` make them."""
+    return hasattr(parameter, "to_local")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A parameter, or what a step did to it, as a plain tensor.
+
+    To gather a DTensor, all ranks would have to do it at the same time, so only one that this rank
+    holds as a whole is taken.
+
+    Raises:
+        PriorityMonitorError: It is spread over ranks.
+    """
+    if not is_distributed(tensor):
+        return tensor
+    distributed: Any = tensor
+    local: Tensor = distributed.to_local()
+    if local.shape != tensor.shape:
+        raise PriorityMonitorError(
+            f"got parameters that are spread over ranks, {list(local.shape)} of "
+            f"{list(tensor.shape)} on this one; statistics of steps need them whole, as under "
+            "DistributedDataParallel"
+        )
+    return local
 
 
 class ParameterChanges:
@@ -72,7 +101,7 @@ class GradientTotals:
         """Parameter name -> sum over the samples of all micro-batches, in the parameter's shape."""
         self._guard = guard
         self._on_total = on_total
-        self._handles: dict[int, torch.utils.hooks.RemovableHandle] = {}
+        self._handles: dict[int, Handle] = {}
         self._before: dict[str, Tensor] = {}
         self._earlier: dict[str, Tensor] = {}
         self._strength: Tensor | None = None
@@ -99,7 +128,7 @@ class GradientTotals:
         for name, parameter in parameters.items():
             if id(parameter) not in self._handles:
                 hook = Hook(functools.partial(self._arrived, name), self._guard)
-                handle = parameter.register_post_accumulate_grad_hook(hook)
+                handle = self._guard.attach(parameter.register_post_accumulate_grad_hook, hook)
                 self._handles[id(parameter)] = handle
         return True
 
@@ -125,7 +154,7 @@ class GradientTotals:
         """Forget the totals, and leave the parameters as they were found."""
         self.totals, self._before, self._earlier, self._strength = {}, {}, {}, None
         for handle in self._handles.values():
-            handle.remove()
+            self._guard.attachments.remove(handle)
         self._handles = {}
 
 

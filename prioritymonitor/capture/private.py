@@ -71,6 +71,9 @@ def run_outside_graphs(function: Callable[..., Any], args: Any, kwargs: Any) -> 
     return _run_disabled(function, args, kwargs)
 
 
+_codes.add(run_outside_graphs.__code__)
+
+
 def _run(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     return function(*args, **kwargs)
 

@@ -13,6 +13,9 @@ from .resets import GradientResets
 _MOST_TOGETHER = 16
 """Micro-batches that wait to be observed together."""
 
+_MOST_NUMBERS = 2**18
+"""Logits that wait at most; what is observed together should stay in the cache."""
+
 _MOST_IN_STEP = 512
 """Micro-batches kept for one optimizer step; a loop that never steps must not fill the memory."""
 
@@ -48,7 +51,8 @@ class TrainedPasses:
     def add(self, one: Pass) -> None:
         """Add a pass of a step that is not measured."""
         self._waiting.append(one)
-        if len(self._waiting) >= self._most_together:
+        numbers = sum(other.logits.numel() for other in self._waiting)
+        if len(self._waiting) >= self._most_together or numbers >= _MOST_NUMBERS:
             self.observe()
 
     def add_to_step(self, one: Pass) -> bool:

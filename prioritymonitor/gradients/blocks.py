@@ -1,4 +1,4 @@
-"""Pure: group gradients of all parameters, in; products of the groups by block of the model, out.
+"""Pure: group gradients of some parameters, in; products of the groups by block of the model, out.
 
 A block is a top-level child of the model, by the first part of its parameters' names.
 """
@@ -14,6 +14,14 @@ _WRAPPERS = {"module", "_orig_mod", "_module"}
 """What stands before the names of a model in a wrapper: of data parallel training, of
 `torch.compile`, of Opacus."""
 
+_ENTRIES_AT_ONCE = 2**20
+"""Numbers of a parameter that are taken in double precision at a time."""
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In double precision, where the device has it: moments are compared by their differences."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
 
 def block_products(gradients: GroupGradients) -> tuple[tuple[str, ...], Tensor]:
     """Products of the two groups with each other and with the update, by block.
@@ -22,23 +30,26 @@ def block_products(gradients: GroupGradients) -> tuple[tuple[str, ...], Tensor]:
         gradients: Sums over the samples of the step, and what the optimizer did.
 
     Returns:
-        Names of the N blocks, and float64 `[N, 2, 3]`: rows clean and noisy; columns clean, noisy
-        and update.
+        Names of the N blocks, and, in double precision, `[N, 2, 3]`: rows clean and noisy; columns
+        clean, noisy and update.
     """
     products: dict[str, list[Tensor]] = {}
     changes = gradients.changes
     for name, groups in gradients.sums.items():
         if name not in changes:
             continue  # frozen between its backward pass and the step
-        clean, noisy = (group.flatten() for group in groups)
-        change = changes[name].flatten().to(clean.dtype)
-        pairs = (clean, clean), (clean, noisy), (noisy, noisy), (clean, change), (noisy, change)
-        dots = torch.stack([torch.dot(*pair) for pair in pairs])
-        products.setdefault(_block_of(name), []).append(dots)
+        parts = (part.flatten().split(_ENTRIES_AT_ONCE) for part in (*groups, changes[name]))
+        products.setdefault(_block_of(name), []).extend(map(_products, *parts))
     if not products:
         return (), torch.zeros(0, 2, 3, dtype=torch.float64)
-    summed = torch.stack([torch.stack(parts).double().sum(0) for parts in products.values()])
-    return tuple(products), summed[:, [[0, 1, 3], [1, 2, 4]]]
+    summed = torch.stack([torch.stack(parts).sum(0) for parts in products.values()])
+    return tuple(products), summed
+
+
+def _products(clean: Tensor, noisy: Tensor, change: Tensor) -> Tensor:
+    """`[2, 3]`, of some numbers of a parameter."""
+    rows = wide(torch.stack((clean, noisy, change)))
+    return rows[:2] @ rows.T
 
 
 def _block_of(name: str) -> str:
@@ -56,9 +67,9 @@ def all_moments(gradients: GroupGradients, products: Tensor, count: Tensor) -> G
         products: From `block_products`.
         count: How many samples count.
     """
-    weight = gradients.noisy_weight.double()
+    weight = wide(gradients.noisy_weight)
     membership = torch.stack((1 - weight, weight), dim=1)
-    own = gradients.square.double().unsqueeze(1)
+    own = wide(gradients.square).unsqueeze(1)
     return GroupMoments(
         sums=products.sum(0)[:, :2], diagonal=membership.T @ (own * membership), count=count
     )

@@ -1,7 +1,7 @@
 """Measured steps: moments computed on the device, statistics on the host, many steps at once.
 
-Only products of `[B, B]` and smaller run on the device in a step. What becomes of them takes dozens
-of operations on single numbers, so it waits until the host reads the moments of many steps.
+Only sums over samples run on the device in a step. What becomes of them takes dozens of operations
+on single numbers, so it waits until the host reads the moments of many steps.
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..records import GroupMoments, SegmentMoments, Step, TargetKind
+from ..capture.parameters import whole
+from ..records import (
+    GroupGradients,
+    GroupMoments,
+    HeadUpdate,
+    SegmentMoments,
+    Step,
+    TargetKind,
+)
 from .blocks import all_moments, block_products
 from .groups import (
+    HeadPass,
+    Segments,
     contributions,
-    dense_gradient_products,
-    feature_products,
-    gradient_products,
+    group_gradients,
     group_moments,
-    joined,
     segment_moments,
+    segment_products,
 )
 from .statistics import block_statistics, group_statistics, segment_statistics
 
@@ -109,59 +117,74 @@ def _moments(step: Step, noisy_weight: Tensor, true_label: Tensor) -> dict[str, 
     """Everything that the statistics need; `_scalars` makes them of it."""
     visits = [one.visits for one in step.observations]
     loss = torch.cat([some.sample_loss for some in visits])
-    counted = torch.cat([some.counted for some in visits])
+    count = torch.cat([some.counted for some in visits]).sum().to(loss.dtype)
     finite = torch.cat([one.health.finite for one in step.observations]).all()
+    passes = _head_passes(step, noisy_weight)
+    by_products = len(passes) == 1 and not step.is_of_all and passes[0].has_cheap_products
     moments = {
         "loss": loss.sum(),
-        "count": counted.sum().to(loss.dtype),
+        "count": count,
         "broken": torch.where(finite, 0.0, torch.nan),
+        "eps": torch.full_like(count, torch.finfo(step.observations[0].head.residual.dtype).eps),
     }
-    moments |= _head_moments(step, noisy_weight, true_label, counted)
-    return moments | _all_moments(step, counted)
+    if passes and all(some.targets is TargetKind.ONE for some in visits):
+        given_labels = [some.given_label for some in visits]
+        true_labels = true_label.split([len(labels) for labels in given_labels])
+        segments = list(map(Segments, passes, given_labels, true_labels))
+        moments |= _segment_moments(segments, by_products=by_products)
+    if step.is_of_all:
+        return moments | _all_moments(step.parameters, count)
+    if step.head_update is None or not passes:
+        return moments
+    bias = step.head_update.bias
+    update = HeadUpdate(whole(step.head_update.weight), None if bias is None else whole(bias))
+    if by_products:
+        return moments | _product_moments(passes[0], update, count)
+    return moments | _gradient_moments(group_gradients(passes, update), count)
 
 
-def _head_moments(
-    step: Step, noisy_weight: Tensor, true_label: Tensor, counted: Tensor
-) -> dict[str, Tensor]:
-    heads = [one.head for one in step.observations]
-    features = [head.features for head in heads if head.features is not None]
-    if step.head_update is None or len(features) < len(heads):
-        return {}
-    residual = joined([head.residual for head in heads])
-    rows = joined(features).to(residual.dtype)
-    weight = noisy_weight.to(residual.dtype)
-    has_bias, moments = step.head_update.bias is not None, {}
-    visits = [one.visits for one in step.observations]
-    is_one = all(some.targets is TargetKind.ONE for some in visits)
-    products = feature_products(rows, has_bias) if is_one else None
-    if products is not None:
-        target = torch.cat([some.given_label for some in visits])
-        segment = segment_moments(residual, products, weight, target, true_label)
-        moments = {"segment_sums": segment.sums, "segment_diagonal": segment.diagonal}
-    if not step.is_of_all:
-        if products is not None:
-            gram = gradient_products(residual, products)
-        else:
-            gram = dense_gradient_products(residual, rows, has_bias)
-        group = group_moments(gram, weight, counted)
-        moments |= {"sums": group.sums, "diagonal": group.diagonal}
-        moments["contributions"] = contributions(residual, rows, weight, step.head_update)
-    return moments
+def _head_passes(step: Step, noisy_weight: Tensor) -> list[HeadPass]:
+    """What each pass shows of the head; empty where it is not measured."""
+    if step.head_update is None or any(one.head.features is None for one in step.observations):
+        return []
+    has_bias, passes, first = step.head_update.bias is not None, [], 0
+    for head in [one.head for one in step.observations]:
+        assert head.features is not None
+        residual, last = head.residual, first + len(head.residual)
+        weight = noisy_weight[first:last].to(residual.dtype)
+        passes.append(HeadPass(residual, head.features.to(residual.dtype), weight, has_bias))
+        first = last
+    return passes
 
 
-def _all_moments(step: Step, counted: Tensor) -> dict[str, Tensor]:
-    gradients = step.parameters
-    if gradients is None:
-        return {}
+def _segment_moments(segments: list[Segments], *, by_products: bool) -> dict[str, Tensor]:
+    moments = segment_products(*segments) if by_products else segment_moments(segments)
+    return {"segment_sums": moments.sums, "segment_diagonal": moments.diagonal}
+
+
+def _product_moments(head: HeadPass, update: HeadUpdate, count: Tensor) -> dict[str, Tensor]:
+    group = group_moments(head, count)
+    along = contributions(head, update)
+    return {"sums": group.sums, "diagonal": group.diagonal, "contributions": along}
+
+
+def _gradient_moments(gradients: GroupGradients, count: Tensor) -> dict[str, Tensor]:
     blocks, products = block_products(gradients)
-    group = all_moments(gradients, products, counted.sum())
+    group = all_moments(gradients, products, count)
     return {
         "sums": group.sums,
         "diagonal": group.diagonal,
         "contributions": -products.sum(0)[:, 2],
-        "coverage": torch.full_like(group.sums[0, 0], gradients.coverage),
-        "mixed": torch.full_like(group.sums[0, 0], torch.nan if gradients.is_mixed else 0.0),
         **{f"block/{name}": product[:, :2] for name, product in zip(blocks, products, strict=True)},
+    }
+
+
+def _all_moments(gradients: GroupGradients | None, count: Tensor) -> dict[str, Tensor]:
+    if gradients is None:
+        return {}
+    return _gradient_moments(gradients, count) | {
+        "coverage": torch.full_like(count, gradients.coverage),
+        "mixed": torch.full_like(count, torch.nan if gradients.is_mixed else 0.0),
     }
 
 
@@ -181,17 +204,18 @@ def _unpacked(rows: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 
 def _scalars(moments: dict[str, Tensor]) -> list[dict[str, float]]:
     """Statistics of S steps from their moments, `[S, …]`."""
-    count, broken = moments["count"], moments["broken"]
+    count, broken, eps = moments["count"], moments["broken"], moments["eps"]
     named = {"batch_loss": moments["loss"] / count}
     if "sums" in moments:
-        named |= group_statistics(GroupMoments(moments["sums"], moments["diagonal"], count))
+        group = GroupMoments(moments["sums"], moments["diagonal"], count)
+        named |= group_statistics(group, eps)
         if "mixed" in moments:  # rows of one batch say nothing about the population
             named |= {k: v + moments["mixed"] for k, v in named.items() if "_population" in k}
         clean, noisy = (moments["contributions"].T / count).unbind(0)
         named |= {"contribution_clean": clean, "contribution_noisy": noisy}
     if "segment_sums" in moments:
         segments = SegmentMoments(moments["segment_sums"], moments["segment_diagonal"])
-        named |= segment_statistics(segments)
+        named |= segment_statistics(segments, eps)
     blocks = {name: value for name, value in moments.items() if name.startswith("block/")}
     if 1 < len(blocks) <= MOST_BLOCKS:
         for name, products in blocks.items():

@@ -17,11 +17,6 @@ from tests.support.reference import (
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
-def head_of(monitor):
-    """The head as `repr` shows it."""
-    return repr(monitor).split("head=")[1].split(", scope=")[0]
-
-
 def run(case: Case, dtype):
     """Train two epochs; yield what the monitor says and the oracle expects, step by step."""
     data = make_data(dtype)

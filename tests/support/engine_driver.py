@@ -52,6 +52,12 @@ class Driver:
             inner.register_step_post_hook(self._step_done),
         ]
 
+    def __deepcopy__(self, memo):
+        """What the hooks of a copied model report to: nothing is measured."""
+        inert = object.__new__(Driver)
+        inert.is_measured = False
+        return inert
+
     def _forward_done(self, model, args, kwargs, output):
         if not (self.is_measured and torch.is_grad_enabled()):
             return
@@ -100,9 +106,9 @@ def train(model, optimizer, batches, divisor=1):
 def measured(engine_class, model, batches, divisor=1, strength=None, **options):
     """Trains one step with an engine; returns the driver and the error against autograd."""
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = copy.deepcopy(model)
     driver = Driver(engine_class, model, optimizer, **options)
     driver.strength = strength or (None if divisor == 1 else 1 / len(batches[0][1]) / divisor)
-    before = copy.deepcopy(model)
     train(model, optimizer, batches, divisor)
     driver.close()
     assert driver.errors == []

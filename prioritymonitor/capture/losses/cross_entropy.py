@@ -84,7 +84,9 @@ def _labels(logits: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """The label of each row, `[K, R]`, and its one-hot row, `[K, R, C]`."""
     lowest, target = gradient.min(2)
     # A sample that is fit to the last bit has no negative entry left; its label is its prediction.
-    target = torch.where(lowest < 0, target, logits.argmax(2))
+    # On a CPU it costs nothing to see whether there is such a sample; elsewhere it would be a wait.
+    if logits.device.type != "cpu" or not bool((lowest < 0).all()):
+        target = torch.where(lowest < 0, target, logits.argmax(2))
     # Not one_hot(): it waits for the device, to check the labels.
     return target, torch.zeros_like(logits).scatter_(2, target.unsqueeze(2), 1.0)
 

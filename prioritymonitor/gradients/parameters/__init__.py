@@ -7,9 +7,9 @@ from torch import nn
 from ...capture.rerun import is_compiled
 from ...errors import ArgumentValueError
 from . import func, opacus
-from .check import refuse_compiled
 from .closed_form import ClosedFormEngine
 from .engine import MakeEngine
+from .refusals import refuse_compiled
 
 ENGINES: dict[str, MakeEngine] = {
     "closed_form": ClosedFormEngine,

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from ...capture import private
 from ...capture.hooks import Guard, Hook
-from ...capture.parameters import ParameterChanges, trained_parameters
+from ...capture.parameters import ParameterChanges, is_distributed, trained_parameters
 from ...capture.passes import Forward, Pass
+from ...errors import contained, may_pass
 from ...records import GroupGradients, Visits
 from .engine import MakeEngine, TrainedPass
 
@@ -54,7 +55,16 @@ class AllParameters:
         self._on_problem = on_problem
         self._changes = ParameterChanges()
         self._has_failed = False
-        self._is_over = False
+        """In the step that is under way; what may pass is tried again in the next."""
+        self._ends = False
+        """True if this step is the last."""
+        self._is_over = any(map(is_distributed, model.parameters()))
+        if self._is_over:
+            on_problem(
+                'got scope="all" and parameters that are DTensors, as fully_shard makes them; '
+                "statistics of steps are off, losses, suspects and the stop go on: use "
+                'scope="head", or DistributedDataParallel'
+            )
         self._running = (-1, False)
         self._guard = guard.for_part(self._failed)
         self._engine = make_engine(
@@ -80,10 +90,11 @@ class AllParameters:
 
     def _failed(self, error: Exception) -> None:
         if not self._has_failed:
+            what = "a step was not measured" if may_pass(error) else "statistics of steps are off"
             self._on_problem(
-                "statistics of the steps are off, losses, suspects and the stop go on: "
-                f"{type(error).__name__}: {error}"
+                f"{what}, losses, suspects and the stop go on: {type(error).__name__}: {error}"
             )
+            self._ends |= not may_pass(error)
         self._has_failed = True
 
     def forward_done(self, forward: Forward, call: Any, output: Any) -> None:
@@ -91,10 +102,8 @@ class AllParameters:
         if not self._follows():
             return
         forward.is_followed, forward.call = True, call
-        try:
+        with contained(self._failed):
             forward.seen = self._engine.forward_done(output, forward.samples)
-        except Exception as error:
-            self._failed(error)
 
     def await_gradient(self, one: Pass, node: Any, output: int) -> None:
         """See `Scope`; the pass itself is observed first."""
@@ -145,10 +154,8 @@ class AllParameters:
         return (args[0], followed, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
 
     def _backward_is_over(self) -> None:
-        try:
+        with contained(self._failed):
             self._engine.step_begins()
-        except Exception as error:
-            self._failed(error)
 
     def step_done(self, *, has_passes: bool) -> GroupGradients | None:
         """See `Scope`."""
@@ -156,12 +163,13 @@ class AllParameters:
         if self._is_over:
             return None
         gradients = None
-        try:
-            gradients = self._engine.collect()
-        except Exception as error:
-            self._failed(error)
-        self._is_over = self._has_failed
-        if self._has_failed or not changes:
+        with contained(self._failed):
+            if self._has_failed:
+                self._engine.discard()
+            else:
+                gradients = self._engine.collect()
+        has_failed, self._has_failed, self._is_over = self._has_failed, False, self._ends
+        if has_failed or not changes:
             return None
         if gradients is None:
             if has_passes:
@@ -180,7 +188,7 @@ class AllParameters:
 
     def turn_off(self) -> None:
         """See `Scope`."""
-        self._has_failed = True
+        self._has_failed = self._ends = True
 
     def close(self) -> None:
         """See `Scope`."""

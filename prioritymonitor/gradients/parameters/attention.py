@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...capture.rerun import unchanged_randomness
-from .calls import Trained
-from .uses import Direct, Outer, Use
+from ..factors import Direct, Factors, Outer
+from .calls import TrainedCall
 
 
-def attention(call: Trained) -> dict[str, Use]:
-    """Uses of the parameters of `nn.MultiheadAttention`."""
+def attention(call: TrainedCall) -> dict[str, Factors]:
+    """Factors of the parameters of `nn.MultiheadAttention`."""
     layer: Any = call.module
     if layer.bias_k is not None or call.input.ndim != 3:
         raise NotImplementedError("add_bias_kv and inputs without a batch")
@@ -38,22 +38,22 @@ def attention(call: Trained) -> dict[str, Use]:
     out = layer.out_proj.weight.detach().to(gradient.dtype)
     arrived = torch.autograd.grad(mixed, projected, gradient @ out)
 
-    uses: dict[str, Use] = {
+    factors: dict[str, Factors] = {
         "out_proj.weight": Outer(_by_sample(gradient), _by_sample(mixed.detach())),
         "out_proj.bias": Direct(gradient.sum(0)),
         "in_proj_bias": Direct(torch.cat([rows.sum(0) for rows in arrived], dim=1)),
     }
     parts = [Outer(_by_sample(g), _by_sample(x)) for g, x in zip(arrived, inputs, strict=True)]
     if layer._qkv_same_embed_dim:
-        uses["in_proj_weight"] = Stacked(parts)
+        factors["in_proj_weight"] = Stacked(parts)
     else:
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        uses |= dict(zip(names, parts, strict=True))
-    return uses
+        factors |= dict(zip(names, parts, strict=True))
+    return factors
 
 
 class Stacked:
-    """Uses of the blocks of a matrix, one below the other."""
+    """Factors of the blocks of a matrix, one below the other."""
 
     def __init__(self, parts: list[Outer]) -> None:
         self._parts = parts

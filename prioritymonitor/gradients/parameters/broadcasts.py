@@ -179,7 +179,7 @@ def _result_shape(node: Node) -> tuple[int, ...]:
     return tuple(metadata[0].shape)
 
 
-def watch(spreads: Spreads, arrived: Callable[[Tensor], None], guard: Guard) -> None:
+def follow(spreads: Spreads, arrived: Callable[[Tensor], None], guard: Guard) -> None:
     """Follow the gradients of all places where a tensor is spread over the samples.
 
     Args:

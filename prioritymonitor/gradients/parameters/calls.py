@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ...capture.rerun import RandomState
 from ...errors import PriorityMonitorError
-from .uses import Use
+from ..factors import Factors
 
 
 class UnknownSamplesError(Exception):
@@ -72,16 +72,16 @@ class KeptArguments:
 
 
 @dataclass(eq=False)
-class Frame:
+class ModelPass:
     """A forward pass of the model: the calls of its layers, and later what it is worth."""
 
     calls: list[Call] = field(default_factory=list)
     """In the order in which they were made, until the model's output is there."""
-    uses: Counter[str] = field(default_factory=Counter)
+    call_counts: Counter[str] = field(default_factory=Counter)
     """How often a layer that holds a parameter was called, by the name of the parameter."""
     samples: int = 0
     """Number of samples, B; 0 until the model's output is there."""
-    doubts: dict[str, str] = field(default_factory=dict)
+    ambiguous: dict[str, str] = field(default_factory=dict)
     """Parameters of layers whose shapes may mislead -> how."""
     begun: RandomState | None = None
     """State of the random numbers when the pass began."""
@@ -98,8 +98,8 @@ class Frame:
     """Calls whose gradient came before that of the logits."""
     unfinished: list[Call] = field(default_factory=list)
     """Calls of which some gradients have arrived."""
-    parts: dict[str, list[Use]] = field(default_factory=dict)
-    """Uses of a parameter that is used more than once, until all are there."""
+    factors: dict[str, list[Factors]] = field(default_factory=dict)
+    """Factors of a parameter that is used more than once, until all are there."""
     square: dict[str, Tensor] = field(default_factory=dict)
     """`||g_i||²` of each parameter, `[B]`."""
 
@@ -115,7 +115,7 @@ class Call:
     """One call of a layer."""
 
     module: nn.Module
-    frame: Frame
+    model_pass: ModelPass
     kept: KeptArguments
     names: dict[str, str]
     """Its parameters to measure: name in the layer -> name in the model."""
@@ -143,7 +143,7 @@ def draws_random_numbers(module: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedCall:
     """A call whose gradients have arrived, in the scale of the samples' own losses."""
 
     module: nn.Module

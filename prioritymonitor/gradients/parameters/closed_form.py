@@ -21,20 +21,22 @@ from torch.utils import _pytree as pytree
 
 from ...capture import private
 from ...capture.hooks import Guard
-from ...capture.parameters import GradientTotals
 from ...capture.rerun import is_compiled
-from ...errors import PriorityMonitorError
+from ...errors import PriorityMonitorError, is_from_signal, may_pass
 from ...records import GroupGradients
-from .broadcasts import SpreadFinder, may_lack_samples, watch
-from .calls import Call, Frame, Trained
+from ..factors import Direct, Factors
+from .broadcasts import SpreadFinder, follow, may_lack_samples
+from .calls import Call, ModelPass, TrainedCall
 from .engine import TrainedPass
 from .formulas import formula_for
-from .layer_watch import LayerWatch
-from .layouts import Doubts
-from .ledger import Ledger
+from .layer_hooks import LayerHooks
+from .layer_sums import LayerSums
 from .recompute import recomputed
+from .sample_order import SampleOrder
+from .sum_check import SumCheck
 from .sums import full_precision
-from .uses import Direct, Use
+
+_REMEDY = 'engine="func" may measure it'
 
 _NO_SAMPLES = "its output has no samples, and goes through other layers before it is added to them"
 
@@ -66,102 +68,97 @@ class ClosedFormEngine:
             n: m for n, m in model.named_modules() if isinstance(m, private.BATCH_NORMS)
         }
         self._is_mixed = False
-        self._totals = GradientTotals(guard, self._total_arrived)
-        self._ledger = Ledger(self._totals, on_problem)
-        self._frames: list[Frame] = []
-        self._doubts = Doubts(model, self._ledger)
-        self._layers = LayerWatch(
+        self._check = SumCheck(model, _REMEDY, guard, on_problem, self._total_arrived)
+        self._sums = LayerSums(self._check)
+        self._passes: list[ModelPass] = []
+        self._order = SampleOrder(model, self._sums, self._check)
+        self._layers = LayerHooks(
             model,
             optimizer,
             is_measured=is_measured,
-            wants=self._ledger.wants,
+            wants=self._check.wants,
             on_gradient=self._gradient,
             guard=guard,
         )
 
     # Forward pass
 
-    def forward_done(self, output: Any, samples: int) -> Frame:
+    def forward_done(self, output: Any, samples: int) -> ModelPass:
         """See `Engine.forward_done`.
 
         Raises:
             PriorityMonitorError: The model was compiled after the monitor was made.
         """
-        frame = self._layers.end_pass(samples)
-        self._totals.forward_done()
-        if not frame.uses and is_compiled(self._model):
+        model_pass = self._layers.end_pass(samples)
+        self._check.forward_done()
+        if not model_pass.call_counts and is_compiled(self._model):
             raise PriorityMonitorError(
                 "the model was compiled after the monitor was made, and its layers can't be seen "
                 'any more; use engine="func", or compile the model first'
             )
-        self._follow_spreads(frame, output)
+        self._follow_spreads(model_pass, output)
         if not self._mixing:
-            self._doubts.note(frame)
-        frame.forget_calls()
-        return frame
+            self._order.note(model_pass)
+        model_pass.forget_calls()
+        return model_pass
 
-    def _follow_spreads(self, frame: Frame, output: Any) -> None:
+    def _follow_spreads(self, model_pass: ModelPass, output: Any) -> None:
         """Find out where tensors without samples are spread over the samples."""
-        formed = [call for call in frame.calls if formula_for(call.module) is not None]
+        formed = [call for call in model_pass.calls if formula_for(call.module) is not None]
+        samples = model_pass.samples
         # With a single sample, everything is that sample's.
-        loose = [
-            c for c in formed if frame.samples > 1 and may_lack_samples(c.shape, frame.samples)
-        ]
+        loose = [c for c in formed if samples > 1 and may_lack_samples(c.shape, samples)]
         known = {name for call in formed for name in call.names.values()}
-        raw = {
-            n: p
-            for n, p in self._layers.parameters.items()
-            if n not in known and self._ledger.wants(n)
-        }
+        trained = self._layers.parameters
+        raw = [name for name in trained if name not in known and self._check.wants(name)]
         if not loose and not raw:
             return
-        outputs = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
-        finder = SpreadFinder(outputs)
+        finder = SpreadFinder(x for x in pytree.tree_leaves(output) if isinstance(x, Tensor))
         for call in loose:
-            spreads = finder.spreads(call.node, tuple(call.shape), frame.samples)
+            spreads = finder.spreads(call.node, tuple(call.shape), samples)
             if spreads is not None:
                 call.is_spread = True
                 finish = functools.partial(self._finish_spread, call)
-                watch(spreads, finish, self._guard)
-            elif finder.lacks_samples(call.node, tuple(call.shape), frame.samples):
-                self._ledger.leave_out(call.names.values(), _NO_SAMPLES)
-        for name, parameter in raw.items():
-            spreads = finder.spreads(finder.leaf(parameter), tuple(parameter.shape), frame.samples)
+                follow(spreads, finish, self._guard)
+            elif finder.lacks_samples(call.node, tuple(call.shape), samples):
+                self._check.leave_out(call.names.values(), _NO_SAMPLES)
+        for name in raw:
+            shape = tuple(trained[name].shape)
+            spreads = finder.spreads(finder.leaf(trained[name]), shape, samples)
             if spreads is not None:
-                add = functools.partial(self._add_rows, frame, name)
-                watch(spreads, add, self._guard)
-                for call in frame.calls:
+                add = functools.partial(self._add_rows, model_pass, name)
+                follow(spreads, add, self._guard)
+                for call in model_pass.calls:
                     call.names = {k: n for k, n in call.names.items() if n != name}
 
     def _finish_spread(self, call: Call, rows: Tensor) -> None:
         with _plain_arithmetic(rows):
             self._finish(call, [rows])
 
-    def _add_rows(self, frame: Frame, name: str, rows: Tensor) -> None:
+    def _add_rows(self, model_pass: ModelPass, name: str, rows: Tensor) -> None:
         with _plain_arithmetic(rows):
-            self._add(frame, name, [Direct(full_precision(rows))])
+            self._add(model_pass, name, [Direct(full_precision(rows))])
 
     # Backward pass
 
     def backward_began(self, trained: TrainedPass) -> None:
         """See `Engine.backward_began`."""
-        frame = trained.seen
-        if not isinstance(frame, Frame):
+        model_pass = trained.seen
+        if not isinstance(model_pass, ModelPass):
             return
-        frame.noisy_weight, frame.strength = trained.noisy_weight, trained.strength
-        if not self._totals.expect(self._layers.parameters, trained.strength):
-            self._ledger.has_totals = False
-        self._ledger.meddled = {
+        model_pass.noisy_weight, model_pass.strength = trained.noisy_weight, trained.strength
+        self._check.expect(self._layers.parameters, trained, is_half=model_pass.is_half)
+        self._sums.hooked = {
             n for n, p in self._layers.parameters.items() if private.has_gradient_hooks(p)
         }
-        self._frames.append(frame)
-        self._layers.running = frame
+        self._passes.append(model_pass)
+        self._layers.running = model_pass
         weights = torch.stack((trained.noisy_weight, 1 - trained.noisy_weight))
-        if frame.doubts:
-            weights = torch.cat((weights, self._doubts.look_into(trained).unsqueeze(0)))
-        frame.weights = weights / frame.strength
+        if model_pass.ambiguous:
+            weights = torch.cat((weights, self._order.look_into(trained).unsqueeze(0)))
+        model_pass.weights = weights / model_pass.strength
         with _plain_arithmetic(weights):
-            for call in frame.early:
+            for call in model_pass.early:
                 self._finish(call, call.gradients)
 
     def _gradient(self, call: Call, place: int, gradient: Tensor | None) -> None:
@@ -170,61 +167,58 @@ class ClosedFormEngine:
         call.gradients[place] = gradient  # None for one of several outputs that no one used
         call.missing -= 1
         if call.missing:
-            if call not in call.frame.unfinished:
-                call.frame.unfinished.append(call)
-        elif call.frame.strength is None:
-            call.frame.early.append(call)
+            if call not in call.model_pass.unfinished:
+                call.model_pass.unfinished.append(call)
+        elif call.model_pass.strength is None:
+            call.model_pass.early.append(call)
         else:
-            with _plain_arithmetic(call.frame.strength):
+            with _plain_arithmetic(call.model_pass.strength):
                 self._finish(call, call.gradients)
 
     def _total_arrived(self, name: str) -> None:
-        for frame in self._frames:
-            ready = [call for call in frame.unfinished if name in call.names.values()]
-            if not ready and name not in frame.parts:
+        for model_pass in self._passes:
+            ready = [call for call in model_pass.unfinished if name in call.names.values()]
+            if not ready and name not in model_pass.factors:
                 continue
-            with _plain_arithmetic(self._totals.totals[name]):
+            with _plain_arithmetic(self._check.totals[name]):
                 for call in ready:
-                    frame.unfinished.remove(call)
+                    model_pass.unfinished.remove(call)
                     self._finish(call, call.gradients)
-                if name in frame.parts:
-                    self._add(frame, name, frame.parts.pop(name))
+                if name in model_pass.factors:
+                    self._add(model_pass, name, model_pass.factors.pop(name))
 
     def _finish(self, call: Call, gradients: list[Tensor | None]) -> None:
         """Add up what a call whose gradients are all there brings."""
-        names = {local: name for local, name in call.names.items() if self._ledger.wants(name)}
+        names = {local: name for local, name in call.names.items() if self._check.wants(name)}
         call.gradients = [None] * len(call.gradients)  # the call lives as long as the graph
         if not names:
             return
         try:
-            uses = self._uses(call, call.kept.take(), gradients, names)
+            factors = self._factors(call, call.kept.take(), gradients, names)
         except Exception as error:  # one layer's failure must not take the others with it
-            if private.ends_recomputation(error):
+            if private.ends_recomputation(error) or may_pass(error) or is_from_signal(error):
                 raise
-            self._ledger.leave_out(names.values(), _reason(call.module, error))
+            self._check.leave_out(names.values(), _reason(call.module, error))
             return
+        model_pass, is_early = call.model_pass, call in call.model_pass.early
         for local, name in names.items():
-            if local not in uses:
+            if local not in factors:
                 continue
-            if call.frame.uses[name] > 1:
-                call.frame.parts.setdefault(name, []).append(uses[local])
+            if model_pass.call_counts[name] > 1:
+                model_pass.factors.setdefault(name, []).append(factors[local])
             else:
-                self._add(call.frame, name, [uses[local]], is_early=call in call.frame.early)
+                self._add(model_pass, name, [factors[local]], is_early=is_early)
 
-    def _uses(
+    def _factors(
         self, call: Call, kept: Any, gradients: list[Tensor | None], names: dict[str, str]
-    ) -> dict[str, Use]:
-        args, kwargs = kept
-        if kwargs or not all(isinstance(argument, Tensor) for argument in args):
-            args, kwargs = pytree.tree_map_only(Tensor, full_precision, kept)
-        else:
-            args = tuple(map(full_precision, args))
-        samples = call.frame.samples
+    ) -> dict[str, Factors]:
+        args, kwargs = pytree.tree_map_only(Tensor, full_precision, kept)
+        samples = call.model_pass.samples
         if call.is_spread:
             args, kwargs = pytree.tree_map_only(
                 Tensor, lambda x: x.unsqueeze(0).expand(samples, *x.shape), (args, kwargs)
             )
-        trained = Trained(
+        trained = TrainedCall(
             call.module,
             args,
             kwargs,
@@ -237,25 +231,29 @@ class ClosedFormEngine:
         formula = formula_for(call.module)
         return formula(trained) if formula is not None else recomputed(trained, list(names))
 
-    def _add(self, frame: Frame, name: str, uses: list[Use], *, is_early: bool = False) -> None:
-        if frame.noisy_weight is None:
-            self._ledger.leave_out([name], "its gradient came before that of the logits")
+    def _add(
+        self, model_pass: ModelPass, name: str, factors: list[Factors], *, is_early: bool = False
+    ) -> None:
+        if model_pass.noisy_weight is None:
+            self._check.leave_out([name], "its gradient came before that of the logits")
             return
         try:
-            self._ledger.add(frame, name, uses, is_early=is_early)
+            self._sums.add(model_pass, name, factors, is_early=is_early)
         except Exception as error:
-            self._ledger.leave_out([name], f"{type(error).__name__}: {error}")
+            if may_pass(error) or is_from_signal(error):
+                raise
+            self._check.leave_out([name], f"{type(error).__name__}: {error}")
 
     # Optimizer step
 
     def step_begins(self) -> None:
-        """Everything was added up in the backward passes; what is left is to settle doubts."""
-        self._doubts.settle(self._layers.parameters)
+        """Everything was added up in the backward passes; the order of samples may be open."""
+        self._order.settle(self._layers.parameters)
 
     def collect(self) -> GroupGradients | None:
         """See `Engine.collect`."""
         with torch.no_grad():
-            gradients = self._ledger.collect(self._frames, self._layers.parameters)
+            gradients = self._sums.group_gradients(self._passes, self._layers.parameters)
         self._start_anew()
         return gradients if gradients is None else self._marked(gradients)
 
@@ -275,10 +273,10 @@ class ClosedFormEngine:
 
     def discard(self) -> None:
         """See `Engine.discard`."""
-        self._totals.clear()
-        self._ledger.clear()
-        self._doubts.forget()
-        self._frames = []
+        self._check.clear()
+        self._sums.clear()
+        self._order.forget()
+        self._passes = []
 
     def _start_anew(self) -> None:
         self.discard()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .uses import GRAM_WORTH, MOST_HELD
+from ..factors import GRAM_WORTH, MOST_HELD
 
 _SUM_WORTH = 8
 """How many multiplications an addition of strided numbers is worth."""

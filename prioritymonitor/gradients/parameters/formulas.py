@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..factors import Direct, Factors, Lookup, Outer
 from .attention import attention
-from .calls import Trained, UnknownSamplesError
+from .calls import TrainedCall, UnknownSamplesError
 from .convolution import Convolution
-from .uses import Direct, Lookup, Outer, Use
 
-Formula = Callable[[Trained], dict[str, Use]]
+Formula = Callable[[TrainedCall], dict[str, Factors]]
 
 
 def formula_for(module: nn.Module) -> Formula | None:
@@ -29,23 +29,23 @@ def formula_for(module: nn.Module) -> Formula | None:
     return FORMULAS.get(kind) or FOREIGN.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
-def _linear(call: Trained) -> dict[str, Use]:
+def _linear(call: TrainedCall) -> dict[str, Factors]:
     left, right = _positions(call, call.gradient), _positions(call, call.input)
     return {"weight": Outer(left, right), "bias": Direct(left.sum(1))}
 
 
-def _transposed_linear(call: Trained) -> dict[str, Use]:
+def _transposed_linear(call: TrainedCall) -> dict[str, Factors]:
     left, right = _positions(call, call.input), _positions(call, call.gradient)
     return {"weight": Outer(left, right), "bias": Direct(right.sum(1))}
 
 
-def _positions(call: Trained, tensor: Tensor) -> Tensor:
+def _positions(call: TrainedCall, tensor: Tensor) -> Tensor:
     """`[B, T, width]`."""
     rows = call.by_sample(tensor, others=1)
     return rows.unsqueeze(1) if rows.ndim == 2 else rows.flatten(1, -2)
 
 
-def _convolution(call: Trained) -> dict[str, Use]:
+def _convolution(call: TrainedCall) -> dict[str, Factors]:
     layer: Any = call.module
     space = len(layer.kernel_size)
     inputs, gradient = _images(call, call.input, space), _images(call, call.gradient, space)
@@ -73,7 +73,7 @@ def _convolution(call: Trained) -> dict[str, Use]:
     return {"weight": weight, "bias": Direct(_summed(call, gradient.flatten(2).sum(2)))}
 
 
-def _images(call: Trained, tensor: Tensor, space: int) -> Tensor:
+def _images(call: TrainedCall, tensor: Tensor, space: int) -> Tensor:
     """`[B·k, channels, *space]` for k images of each sample."""
     images = tensor.unsqueeze(0) if tensor.ndim == space + 1 else tensor
     if len(images) % call.samples:
@@ -81,7 +81,7 @@ def _images(call: Trained, tensor: Tensor, space: int) -> Tensor:
     return images
 
 
-def _summed(call: Trained, rows: Tensor) -> Tensor:
+def _summed(call: TrainedCall, rows: Tensor) -> Tensor:
     """Sum over the k images of each sample, `[B, width]`."""
     return rows if len(rows) == call.samples else rows.unflatten(0, (call.samples, -1)).sum(1)
 
@@ -96,19 +96,19 @@ def _output_padding(layer: Any, inputs: Tensor, gradient: Tensor) -> tuple[int, 
     return tuple(found)
 
 
-def _layer_norm(call: Trained) -> dict[str, Use]:
+def _layer_norm(call: TrainedCall) -> dict[str, Factors]:
     layer: Any = call.module
     shape = tuple(layer.normalized_shape)
     return _scale_and_shift(call, F.layer_norm(call.input, shape, eps=layer.eps), len(shape))
 
 
-def _rms_norm(call: Trained) -> dict[str, Use]:
+def _rms_norm(call: TrainedCall) -> dict[str, Factors]:
     layer: Any = call.module
     shape = tuple(layer.normalized_shape)
     return _scale_and_shift(call, F.rms_norm(call.input, shape, eps=layer.eps), len(shape))
 
 
-def _scale_and_shift(call: Trained, normed: Tensor, width: int) -> dict[str, Use]:
+def _scale_and_shift(call: TrainedCall, normed: Tensor, width: int) -> dict[str, Factors]:
     gradient = call.by_sample(call.gradient, width)
     scale = gradient * call.by_sample(normed, width)
     return {
@@ -121,12 +121,12 @@ def _over_positions(tensor: Tensor, width: int) -> Tensor:
     return tensor.sum(tuple(range(1, tensor.ndim - width))) if tensor.ndim > 1 + width else tensor
 
 
-def _group_norm(call: Trained) -> dict[str, Use]:
+def _group_norm(call: TrainedCall) -> dict[str, Factors]:
     layer: Any = call.module
     return _per_channel(call, F.group_norm(call.input, layer.num_groups, eps=layer.eps))
 
 
-def _instance_norm(call: Trained) -> dict[str, Use]:
+def _instance_norm(call: TrainedCall) -> dict[str, Factors]:
     layer: Any = call.module
     statistics = (layer.running_mean, layer.running_var)
     own = call.is_training or not layer.track_running_stats
@@ -135,7 +135,7 @@ def _instance_norm(call: Trained) -> dict[str, Use]:
     return _per_channel(call, normed)
 
 
-def _batch_norm(call: Trained) -> dict[str, Use]:
+def _batch_norm(call: TrainedCall) -> dict[str, Factors]:
     """Samples are mixed in training mode; then this is each sample's row of the batch's gradient.
 
     What the loss of the other samples owes to this sample by way of the mean and the variance
@@ -150,7 +150,7 @@ def _batch_norm(call: Trained) -> dict[str, Use]:
     return _per_channel(call, normed)
 
 
-def _per_channel(call: Trained, normed: Tensor) -> dict[str, Use]:
+def _per_channel(call: TrainedCall, normed: Tensor) -> dict[str, Factors]:
     images = _images(call, normed, normed.ndim - 2)
     gradient = call.gradient.reshape(*images.shape[:2], -1)
     scale = torch.linalg.vecdot(gradient, images.reshape(gradient.shape))
@@ -160,14 +160,14 @@ def _per_channel(call: Trained, normed: Tensor) -> dict[str, Use]:
     }
 
 
-def _prelu(call: Trained) -> dict[str, Use]:
+def _prelu(call: TrainedCall) -> dict[str, Factors]:
     layer: Any = call.module
     below = call.by_sample(call.input.clamp(max=0) * call.gradient, others=call.input.ndim - 1)
     below = below.flatten(2).sum(2) if below.ndim > 2 else below
     return {"weight": Direct(below if layer.num_parameters > 1 else below.sum(1, keepdim=True))}
 
 
-def _embedding(call: Trained) -> dict[str, Use]:
+def _embedding(call: TrainedCall) -> dict[str, Factors]:
     layer: Any = call.module
     index = call.by_sample(call.input, others=0).reshape(call.samples, -1)
     gradient = call.by_sample(call.gradient, others=1).reshape(*index.shape, -1)
@@ -183,7 +183,7 @@ def _lookups(layer: Any, index: Tensor, gradient: Tensor) -> Lookup:
     return Lookup(index, gradient, layer.num_embeddings)
 
 
-def _embedding_bag(call: Trained) -> dict[str, Use]:
+def _embedding_bag(call: TrainedCall) -> dict[str, Factors]:
     """A bag is the sum of its lookups times their shares in it, so it is lookups too."""
     layer: Any = call.module
     named = dict(zip(("input", "offsets", "per_sample_weights"), call.args, strict=False))

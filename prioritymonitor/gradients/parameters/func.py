@@ -17,11 +17,12 @@ from torch.utils import _pytree as pytree
 from ...capture.hooks import Guard, ModuleHook
 from ...capture.parameters import trained_parameters
 from ...capture.rerun import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
-from ...errors import ArgumentValueError, PriorityMonitorError
+from ...errors import ArgumentValueError, PriorityMonitorError, is_from_signal, may_pass
 from ...records import GroupGradients
-from .check import SumCheck, refuse_batch_norm
 from .engine import TrainedPass
-from .mapped import SampleFunction, where_it_failed
+from .refusals import refuse_batch_norm
+from .sample_function import SampleFunction, where_it_failed
+from .sum_check import SumCheck
 from .sums import GroupSums, full_precision
 
 _MOST_HELD = 256 * 2**20
@@ -90,8 +91,9 @@ class FuncEngine:
         self._passes: list[TrainedPass] = []
         self._sums = GroupSums()
         self._begun: RandomState | None = None
-        hook = ModuleHook(self._pass_begins, guard)
-        self._handle = model.register_forward_pre_hook(hook)
+        self._attachments = guard.attachments
+        begins = ModuleHook(self._pass_begins, guard)
+        self._handle = guard.attach(model.register_forward_pre_hook, begins)
 
     def _pass_begins(self, module: nn.Module, args: Any) -> None:
         if self._is_measured() and torch.is_grad_enabled():
@@ -105,7 +107,9 @@ class FuncEngine:
 
     def backward_began(self, trained: TrainedPass) -> None:
         """Keep the pass until it is known to be part of a step."""
-        self._check.expect(self._parameters(), trained)
+        parameters = self._parameters()
+        if self._check.is_due(parameters):
+            self._check.expect(parameters, trained)
         args, kwargs = pytree.tree_map(_detached, (trained.args, trained.kwargs))
         if len(trained.gradient):
             self._passes.append(replace(trained, args=args, kwargs=kwargs))
@@ -118,14 +122,12 @@ class FuncEngine:
                 samples in another dimension than the first.
         """
         passes, self._passes = self._passes, []
-        measured = set(self._parameters()) - self._check.left_out
+        measured = set(filter(self._check.wants, self._parameters()))
         if not passes or not measured:
             return
         try:
             for trained in passes:
                 self._measure(trained, measured)
-            self._check.conclude(self._sums.sums)
-            self._check.report()
         except Exception:
             self.discard()
             raise
@@ -170,9 +172,10 @@ class FuncEngine:
                 rows = function.mapped(residual, part)
                 _require_repeatable(begun, is_whole)
                 return rows
-            except PriorityMonitorError:
-                raise
             except Exception as error:
+                is_other = isinstance(error, PriorityMonitorError) or may_pass(error)
+                if is_other or is_from_signal(error):
+                    raise
                 where = where_it_failed(error, function.module)
                 self._is_mapped = False
                 self._on_problem(
@@ -186,18 +189,18 @@ class FuncEngine:
 
     def collect(self) -> GroupGradients | None:
         """The group gradients of the step; None if nothing was measured."""
-        sums = self._sums
+        gradients = self._sums.group_gradients(self._parameters(), self._check)
         self.discard()
-        return sums.group_gradients(self._parameters(), self._check.left_out)
+        return gradients
 
     def discard(self) -> None:
         """Forget the step."""
         self._passes, self._sums = [], GroupSums()
-        self._check.discard()
+        self._check.clear()
 
     def close(self) -> None:
         """Take the hooks off."""
-        self._handle.remove()
+        self._attachments.remove(self._handle)
         self.discard()
 
     def _parameters(self) -> dict[str, nn.Parameter]:

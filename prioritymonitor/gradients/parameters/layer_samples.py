@@ -17,7 +17,8 @@ from opacus.grad_sample.functorch import prepare_layer
 from opacus.layers.dp_rnn import DPGRU, DPLSTM, DPRNN
 from torch import Tensor, nn
 
-from ...capture.hooks import Guard, Hook, ModuleHook
+from ...capture.hooks import Guard, Handle, Hook, ModuleHook
+from ...errors import is_from_signal, may_pass
 
 Samples = dict[nn.Parameter, Tensor]
 """Parameter -> gradients of the samples of one forward pass, `[B, *shape]`."""
@@ -41,7 +42,7 @@ class LayerSamples:
         self._model = model
         self._guard = guard
         self._on_failure = on_failure
-        self._handles: list[Any] = []
+        self._handles: list[Handle] = []
         self._current: Samples | None = None
 
     def begin(self) -> Samples:
@@ -49,7 +50,7 @@ class LayerSamples:
         if not self._handles:
             hook = ModuleHook(self._called, self._guard)
             self._handles = [
-                layer.register_forward_hook(hook, with_kwargs=True)
+                self._guard.attach(layer.register_forward_hook, hook, with_kwargs=True)
                 for layer in _layers(self._model)
             ]
         self._current = {}
@@ -58,7 +59,7 @@ class LayerSamples:
     def detach(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
-            handle.remove()
+            self._guard.attachments.remove(handle)
         self._handles, self._current = [], None
 
     def _called(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -80,6 +81,8 @@ class LayerSamples:
         try:
             found = _gradients(layer, inputs, gradient.detach())
         except Exception as error:
+            if may_pass(error) or is_from_signal(error):
+                raise
             self._on_failure(layer, error)
             return
         for parameter, rows in found.items():

@@ -21,8 +21,9 @@ from ...capture.parameters import trained_parameters
 from ...capture.rerun import is_compiled
 from ...errors import ArgumentValueError
 from ...records import GroupGradients
-from .check import SumCheck, refuse_batch_norm, refuse_compiled
 from .engine import TrainedPass
+from .refusals import refuse_batch_norm, refuse_compiled
+from .sum_check import SumCheck
 from .sums import GroupSums
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class OpacusEngine:
         self._in_backward: list[TrainedPass] = []
         self._backward = -1
         self._begun: dict[nn.Parameter, Tensor] | None = None
-        self._handle = model.register_forward_pre_hook(ModuleHook(self._pass_begins, guard))
+        begins = ModuleHook(self._pass_begins, guard)
+        self._handle = guard.attach(model.register_forward_pre_hook, begins)
 
     def _pass_begins(self, module: nn.Module, args: Any) -> None:
         if not (self._is_measured() and torch.is_grad_enabled()):
@@ -140,7 +142,9 @@ class OpacusEngine:
 
     def backward_began(self, trained: TrainedPass) -> None:
         """Wait for the end of the backward pass, before anyone can reset what it brings."""
-        self._check.expect(self._parameters(), trained)
+        parameters = self._parameters()
+        if self._check.is_due(parameters):
+            self._check.expect(parameters, trained)
         backward = private.backward_pass()
         if backward != self._backward:
             self._backward, self._in_backward = backward, []
@@ -176,7 +180,7 @@ class OpacusEngine:
         count, gradients = len(trained.gradient), {}
         for name, parameter in self._parameters().items():
             rows = samples.get(parameter)
-            if rows is None or name in self._check.left_out:
+            if rows is None or not self._check.wants(name):
                 continue
             if len(rows) != count:
                 self._check.leave_out(
@@ -194,25 +198,23 @@ class OpacusEngine:
         self._check.leave_out(names, f"{type(layer).__name__}: {cause}")
 
     def step_begins(self) -> None:
-        """Compare with the gradient of the batch, in the first step."""
-        self._check.conclude(self._sums.sums)
-        self._check.report()
+        """Everything was added up at the end of the backward passes."""
 
     def collect(self) -> GroupGradients | None:
         """The group gradients of the step; None if nothing was measured."""
-        sums = self._sums
+        gradients = self._sums.group_gradients(self._parameters(), self._check)
         self.discard()
-        return sums.group_gradients(self._parameters(), self._check.left_out)
+        return gradients
 
     def discard(self) -> None:
         """Forget the step."""
         self._sums, self._in_backward, self._begun = GroupSums(), [], None
         self._layers.detach()
-        self._check.discard()
+        self._check.clear()
 
     def close(self) -> None:
         """Take the hooks off."""
-        self._handle.remove()
+        self._guard.attachments.remove(self._handle)
         self.discard()
 
     def _parameters(self) -> dict[str, nn.Parameter]:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...capture.rerun import quiet, unchanged_randomness
-from .calls import Trained, UnknownSamplesError
-from .uses import Direct, Use
+from ...errors import is_from_signal, may_pass
+from ..factors import Direct, Factors
+from .calls import TrainedCall, UnknownSamplesError
 
 
-def recomputed(call: Trained, names: list[str]) -> dict[str, Use]:
-    """Uses of the layer's own parameters.
+def recomputed(call: TrainedCall, names: list[str]) -> dict[str, Factors]:
+    """Factors of the layer's own parameters.
 
     The layer must give each sample the same output as in the batch: no random numbers, and no
     mixing of samples. Where it does not, its gradients don't add up, and the self-check says so.
@@ -60,7 +61,7 @@ def recomputed(call: Trained, names: list[str]) -> dict[str, Use]:
     return {name: Direct(rows) for name, rows in gradients.items()}
 
 
-def _sample_dim(call: Trained, leaf: Any) -> int | None:
+def _sample_dim(call: TrainedCall, leaf: Any) -> int | None:
     if not isinstance(leaf, Tensor) or leaf.ndim == 0:
         return None
     if isinstance(call.module, nn.RNNBase) and not _is_sequence(call, leaf):
@@ -73,7 +74,7 @@ def _sample_dim(call: Trained, leaf: Any) -> int | None:
     return None
 
 
-def _is_sequence(call: Trained, leaf: Tensor) -> bool:
+def _is_sequence(call: TrainedCall, leaf: Tensor) -> bool:
     return leaf is call.input or leaf is call.gradients[0]
 
 
@@ -83,7 +84,9 @@ def _of_each(
     try:
         mapped = torch.func.vmap(pullback, in_dims=tuple(dims), randomness="different")
         return mapped(*leaves)  # type: ignore[no-any-return]
-    except (RuntimeError, NotImplementedError, ValueError):
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        if may_pass(error) or is_from_signal(error):
+            raise
         rows = []
         for sample in range(samples):
             own = [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...records import GroupGradients
+from .sum_check import SumCheck
 
 
 class GroupSums:
@@ -17,11 +18,6 @@ class GroupSums:
         self._sums: dict[str, Tensor] = {}
         self._squares: list[dict[str, Tensor]] = []
         self._weights: list[Tensor] = []
-
-    @property
-    def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Parameter name -> clean and noisy sum."""
-        return {name: (both[0], both[1]) for name, both in self._sums.items()}
 
     def add(self, gradients: dict[str, Tensor], noisy_weight: Tensor) -> None:
         """Add some samples.
@@ -44,30 +40,32 @@ class GroupSums:
         self._weights.append(noisy_weight)
 
     def group_gradients(
-        self, parameters: dict[str, nn.Parameter], left_out: Collection[str]
+        self, parameters: dict[str, nn.Parameter], check: SumCheck
     ) -> GroupGradients | None:
         """The record of the step; None if nothing was added.
 
         Args:
             parameters: All that are trained; one without gradients counts as measured, with zeros.
-            left_out: Those that can't be measured.
+            check: Says which of them can't be measured.
         """
-        measured = {name for name in parameters if name not in left_out}
-        sums = {name: both for name, both in self.sums.items() if name in measured}
+        both = {name: (sums[0], sums[1]) for name, sums in self._sums.items()}
+        check.compare(both)
+        coverage = check.tell(parameters)
+        sums = {n: both[n] for n in both if n in parameters and check.wants(n)}
         if not sums:
             return None
-        square = [self._square(batch, measured) for batch in self._squares]
-        every = sum(parameter.numel() for parameter in parameters.values())
-        covered = sum(parameters[name].numel() for name in measured)
         return GroupGradients(
-            sums, torch.cat(square), torch.cat(self._weights), coverage=covered / every
+            sums,
+            torch.cat([_total(squares, sums) for squares in self._squares]),
+            torch.cat(self._weights),
+            coverage,
         )
 
-    def _square(self, batch: dict[str, Tensor], measured: set[str]) -> Tensor:
-        total = torch.zeros_like(next(iter(batch.values())))
-        for name, square in batch.items():
-            total = total + square if name in measured else total
-        return total
+
+def _total(squares: dict[str, Tensor], names: Collection[str]) -> Tensor:
+    """Sum over the parameters of some names, `[b]`."""
+    own = [square for name, square in squares.items() if name in names]
+    return torch.stack(own).sum(0) if own else torch.zeros_like(next(iter(squares.values())))
 
 
 def full_precision(tensor: Tensor) -> Tensor:

@@ -14,35 +14,39 @@ from torch.func import functional_call
 from ...capture import private
 from ...capture.head import logits_in
 from ...capture.rerun import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
-from .calls import Frame
+from ...errors import is_from_signal
+from .calls import ModelPass
 from .engine import TrainedPass
-from .ledger import Ledger
+from .layer_sums import LayerSums
+from .sum_check import SumCheck
 
 _LARGEST_ERROR = 0.1
 """Relative; a wrong order is off by about 1, half precision by a few hundredths."""
 
 
-class Doubts:
+class SampleOrder:
     """Layers whose shapes may mislead, until a run of its own has settled it.
 
     Args:
         model: The model of the loop.
-        ledger: Gets told what must be left out.
+        sums: Of the step, those with signs among them.
+        check: Gets told what must be left out.
     """
 
-    def __init__(self, model: nn.Module, ledger: Ledger) -> None:
+    def __init__(self, model: nn.Module, sums: LayerSums, check: SumCheck) -> None:
         self._model = model
-        self._ledger = ledger
+        self._sums = sums
+        self._check = check
         self._passes: list[TrainedPass] = []
         self._settled: set[tuple[str, str]] = set()
 
-    def note(self, frame: Frame) -> None:
+    def note(self, model_pass: ModelPass) -> None:
         """Find the layers of a pass whose shapes may mislead, unless it was settled before."""
-        for call in frame.calls:
-            how = None if call.is_spread else doubt(call.module, call.shape, frame.samples)
+        for call in model_pass.calls:
+            how = None if call.is_spread else ambiguity(call.module, call.shape, model_pass.samples)
             if how is not None:
                 new = [n for n in call.names.values() if (n, how) not in self._settled]
-                frame.doubts |= dict.fromkeys(new, how)
+                model_pass.ambiguous |= dict.fromkeys(new, how)
 
     def look_into(self, trained: TrainedPass) -> Tensor:
         """Keep a pass until the step; returns the sign of each of its samples, `[B]`."""
@@ -56,30 +60,32 @@ class Doubts:
         """
         passes, self._passes = self._passes, []
         expected: dict[str, Tensor] = {}
-        doubts: dict[str, str] = {}
+        ambiguous: dict[str, str] = {}
         for trained in passes:
-            frame = trained.seen
-            assert isinstance(frame, Frame)
-            assert frame.begun is not None
-            doubts |= frame.doubts
-            own = {name: p for name, p in parameters.items() if name in frame.doubts}
-            sign = signs(frame.samples, trained.noisy_weight)
+            model_pass = trained.seen
+            assert isinstance(model_pass, ModelPass)
+            assert model_pass.begun is not None
+            ambiguous |= model_pass.ambiguous
+            own = {name: p for name, p in parameters.items() if name in model_pass.ambiguous}
+            sign = signs(model_pass.samples, trained.noisy_weight)
             try:
-                found = signed_gradients(self._model, frame.begun, trained, own, sign)
-            except Exception:
+                found = signed_gradients(self._model, model_pass.begun, trained, own, sign)
+            except Exception as error:
+                if is_from_signal(error):
+                    raise
                 return
             for name, part in found.items():
                 expected[name] = expected[name] + part if name in expected else part
         for name, right in expected.items():
-            self._settled.add((name, doubts[name]))
-            got = self._ledger.signed.get(name)
+            self._settled.add((name, ambiguous[name]))
+            got = self._sums.signed.get(name)
             if got is None or not bool(right.any()):
                 continue
             if (got - right.to(got.dtype)).norm() > _LARGEST_ERROR * right.norm():
-                self._ledger.leave_out(
+                self._check.leave_out(
                     [name],
-                    f"its layer holds the samples along {doubts[name]} in an order that can't be "
-                    "told from its shape",
+                    f"its layer holds the samples along {ambiguous[name]} in an order that "
+                    "can't be told from its shape",
                 )
 
     def forget(self) -> None:
@@ -87,7 +93,7 @@ class Doubts:
         self._passes = []
 
 
-def doubt(module: nn.Module, shape: tuple[int, ...], samples: int) -> str | None:
+def ambiguity(module: nn.Module, shape: tuple[int, ...], samples: int) -> str | None:
     """How the shape of a layer's output may mislead; None if it does not.
 
     Args:

@@ -15,10 +15,10 @@ from ...capture import private
 from ...capture.hooks import Guard, Hook, ModuleHook
 from ...capture.parameters import trained_parameters
 from ...capture.rerun import RandomState
-from .calls import Call, Frame, KeptArguments, draws_random_numbers
+from .calls import Call, KeptArguments, ModelPass, draws_random_numbers
 
 
-class LayerWatch:
+class LayerHooks:
     """Hooks on every layer with parameters until `close()`.
 
     Args:
@@ -42,7 +42,7 @@ class LayerWatch:
     ) -> None:
         self.parameters: dict[str, nn.Parameter] = {}
         """What the optimizer trains, by name; empty before the first layer of a step is called."""
-        self.running: Frame | None = None
+        self.running: ModelPass | None = None
         """The forward pass whose backward pass has begun last in this step."""
         self._model = model
         self._optimizer = optimizer
@@ -52,26 +52,27 @@ class LayerWatch:
         self._guard = guard
         self._second = _layers_with_samples_second(model)
         self._names: dict[int, str] = {}
-        self._open: Frame | None = None
+        self._open: ModelPass | None = None
         self._random_states: dict[nn.Module, RandomState] = {}
         holders = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+        called = ModuleHook(self._called, guard)
+        before = ModuleHook(self._about_to_be_called, guard)
         self._handles = [
-            module.register_forward_hook(ModuleHook(self._called, guard), with_kwargs=True)
+            guard.attach(module.register_forward_hook, called, with_kwargs=True)
             for module in holders
         ]
-        before = ModuleHook(self._about_to_be_called, guard)
         self._handles += [
-            module.register_forward_pre_hook(before, with_kwargs=True)
+            guard.attach(module.register_forward_pre_hook, before, with_kwargs=True)
             for module in filter(draws_random_numbers, holders)
         ]
         begins = ModuleHook(self._pass_begins, guard)
-        self._handles.append(model.register_forward_pre_hook(begins))
+        self._handles.append(guard.attach(model.register_forward_pre_hook, begins))
 
     def _pass_begins(self, model: nn.Module, args: Any) -> None:
         self._forget_open()  # of a pass that failed
         if self._is_measured() and torch.is_grad_enabled() and not is_in_backward():
             device = next(model.parameters()).device
-            self._open = Frame(begun=RandomState.now(device))
+            self._open = ModelPass(begun=RandomState.now(device))
 
     def _forget_open(self) -> None:
         if self._open is not None:
@@ -93,13 +94,13 @@ class LayerWatch:
         if not trained or not own:
             return
         # In any case: a checkpointed layer that is called once more must save what it saved before.
-        kept, frame = KeptArguments(args, kwargs), self._frame()
-        if frame is None:
+        kept, model_pass = KeptArguments(args, kwargs), self._model_pass()
+        if model_pass is None:
             return  # a part of the model that was called on its own
         first = outputs[trained[0]]
         call = Call(
             module=module,
-            frame=frame,
+            model_pass=model_pass,
             kept=kept,
             names=own,
             node=None if is_in_backward() else first.grad_fn,
@@ -111,9 +112,9 @@ class LayerWatch:
             batch_dim=int(module in self._second),
         )
         if not is_in_backward():
-            frame.calls.append(call)
-        frame.is_half |= first.element_size() < 4
-        frame.uses.update(own.values())
+            model_pass.calls.append(call)
+        model_pass.is_half |= first.element_size() < 4
+        model_pass.call_counts.update(own.values())
         for place in trained:
             hook = Hook(functools.partial(self._on_gradient, call, place), self._guard)
             outputs[place].register_hook(hook)
@@ -130,16 +131,16 @@ class LayerWatch:
             found |= {f"out_proj.{local}": names[id(p)] for local, p in inner if id(p) in names}
         return found
 
-    def _frame(self) -> Frame | None:
+    def _model_pass(self) -> ModelPass | None:
         if not is_in_backward():
             return self._open
         return self.running  # a checkpointed layer, once more
 
-    def end_pass(self, samples: int) -> Frame:
+    def end_pass(self, samples: int) -> ModelPass:
         """The model's forward pass is over, with so many samples."""
-        frame, self._open = self._open or Frame(), None
-        frame.samples = samples
-        return frame
+        model_pass, self._open = self._open or ModelPass(), None
+        model_pass.samples = samples
+        return model_pass
 
     def start_anew(self) -> None:
         """Forget the step."""
@@ -150,7 +151,7 @@ class LayerWatch:
     def close(self) -> None:
         """Take every hook off again."""
         for handle in self._handles:
-            handle.remove()
+            self._guard.attachments.remove(handle)
         self.start_anew()
 
 

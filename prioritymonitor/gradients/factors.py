@@ -1,6 +1,6 @@
-"""What one use of a parameter brings: per-sample gradients in factors, added up without being held.
+"""Pure: per-sample gradients of a layer in factors, added up without being held.
 
-A parameter that is used once in a forward pass has per-sample gradients of a known structure, such
+What one call of a layer brings to a parameter has a known structure for each sample, such
 as an outer product for a linear layer. Sums over samples and norms of single samples then cost one
 product of the size of the backward pass's own, and no gradient of a sample need be held for longer
 than it takes to add it up. Letters in shapes: B samples, T positions of a sample, R kinds of sums.
@@ -25,8 +25,8 @@ Norms come either from the `[T, T]` products of a sample's positions, which take
 or from its gradient, which takes memory traffic. The ratio was measured on a CPU and is flat."""
 
 
-class Use(Protocol):
-    """One use of a parameter by the B samples of a forward pass."""
+class Factors(Protocol):
+    """What one call of a layer brings to a parameter, for each of B samples."""
 
     @property
     def samples(self) -> int:
@@ -54,19 +54,19 @@ class Use(Protocol):
         """Gradients of some samples, `[b, *shape]`."""
 
 
-def sums_and_square(uses: Sequence[Use], weights: Tensor) -> tuple[list[Tensor], Tensor]:
+def sums_and_square(parts: Sequence[Factors], weights: Tensor) -> tuple[list[Tensor], Tensor]:
     """Weighted sums and squared norms of the per-sample gradients of one parameter.
 
     Args:
-        uses: All its uses in a forward pass; their gradients are added before any norm is taken.
+        parts: Of all calls in a forward pass; their gradients are added before any norm is taken.
         weights: `[R, B]`.
 
     Returns:
         R sums in the shape of the parameter, and `||g_i||²`, `[B]`.
     """
-    first = uses[0]
+    first = parts[0]
     weights = weights.to(first.dtype)
-    if len(uses) == 1 and first.has_cheap_square:
+    if len(parts) == 1 and first.has_cheap_square:
         return [first.weighted(weight) for weight in weights], first.square()
     size = max(1, MOST_HELD // max(torch.Size(first.shape).numel(), 1))
     total: Tensor | None = None
@@ -74,8 +74,8 @@ def sums_and_square(uses: Sequence[Use], weights: Tensor) -> tuple[list[Tensor],
     for start in range(0, first.samples, size):
         part = slice(start, start + size)
         rows = first.rows(part).flatten(1)
-        for use in uses[1:]:
-            rows = rows + use.rows(part).flatten(1)
+        for other in parts[1:]:
+            rows = rows + other.rows(part).flatten(1)
         summed = weights[:, part] @ rows
         total = summed if total is None else total.add_(summed)
         square.append(torch.linalg.vector_norm(rows, dim=1).square())
