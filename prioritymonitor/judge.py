@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
+from .arguments import Settings
 from .errors import ArgumentTypeError, ArgumentValueError, contained
 from .records import Decision, Record, StopReason
 from .samples.table import SampleTable
@@ -55,6 +58,15 @@ class Judge:
                 f"{self.table.bytes / 2**30:.1f} GiB; max_tracked= follows a random subset instead"
             )
 
+    @classmethod
+    def of(
+        cls, model: nn.Module, dataset_size: int, settings: Settings, say: Callable[[str], None]
+    ) -> Judge:
+        """The judge that the user's settings ask for."""
+        table = SampleTable(dataset_size, settings.max_tracked)
+        keeps, averaged = settings.keep_best is not None, settings.keep_best == "averaged"
+        return cls(table, WeightKeeper(model, averaged) if keeps else None, settings.rule, say)
+
     def step_made(self, expected_steps: float) -> None:
         """Take the weights after an optimizer step into the average.
 
@@ -82,6 +94,8 @@ class Judge:
         """
         table, epoch = self.table, self.table.end_epoch()
         if epoch.relabelled > _MOST_RELABELLED * table.history.size:
+            if len(earlier) < 2:  # what was known of them before was never checked
+                table.forget()
             raise SamplesMixedUp(
                 f"{epoch.relabelled} of them showed another label than before; something between "
                 "train_loader and the model changes the order of batches or their labels"

@@ -21,6 +21,8 @@ from .records import Decision, Suspect
 from .run import Run
 from .samples.known_labels import KnownNoise, NoisyCallable
 from .samples.table import COLUMN_NAMES
+from .state import load_state_dict as load_state
+from .state import state_dict as state_of
 from .stopping.rule import Rule, StopRule, measure_only
 
 _EVERY = {"head": 8, "all": 16}
@@ -256,7 +258,13 @@ class GradientMonitor:
             raise PriorityMonitorError(
                 'got restore_best() with keep_best=None, which keeps no weights; use "averaged"'
             )
-        return self._run.restore_best()
+        epoch = self._run.restore_best()
+        if epoch is None:
+            self._run.log.once(
+                "restore_best() left the weights as they are: no epoch over train_loader was "
+                "completed"
+            )
+        return epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and plain types.
@@ -264,7 +272,7 @@ class GradientMonitor:
         `torch.load(..., weights_only=True)` reads it. Its size is that of the history of the
         samples and of the kept weights. What was measured so far is brought to the disk.
         """
-        return self._run.state_dict()
+        return state_of(self._run)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run: the same decisions follow as without the interruption.
@@ -274,7 +282,7 @@ class GradientMonitor:
                 `train_loader` or `keep_best`, or on a data set of another size; the monitor is left
                 as it was.
         """
-        self._run.load_state_dict(state)
+        load_state(self._run, state)
 
     def close(self) -> None:
         """Take every hook off, write what is left, leave model, optimizer and loader as found.
@@ -292,13 +300,13 @@ class GradientMonitor:
         self.close()
 
     def __repr__(self) -> str:
-        run = self._run
+        run, capture = self._run, self._run.attached.capture
         scope = f"scope={'all' if run.attached.scope.is_of_all else 'head'!r}"
         if run.settings.engine is not None:
             scope += f", engine={run.settings.engine!r}"
         return (
-            f"GradientMonitor({self._model_name}, head={run.capture.head_finder.head}, {scope}, "
-            f"every={run.settings.every}, steps={run.capture.steps}, epochs={run.epoch}, "
+            f"GradientMonitor({self._model_name}, head={capture.head_finder.head}, {scope}, "
+            f"every={run.settings.every}, steps={capture.steps}, epochs={run.epoch}, "
             f"{run.decision.message!r})"
         )
 

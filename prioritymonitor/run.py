@@ -24,7 +24,6 @@ from .attached import Attached
 from .capture.health import Health
 from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
-from .capture.step import StepCapture
 from .errors import contained, may_pass
 from .judge import Judge, SamplesMixedUp
 from .records import (
@@ -44,10 +43,7 @@ from .report.log import Log
 from .report.sink import RunInfo
 from .report.sinks import Sinks, all_sinks
 from .samples.grouping import Grouping
-from .samples.table import SampleTable
-from .state import load_state, state_of
 from .steps import Steps
-from .stopping.kept_weights import WeightKeeper
 from .tags import RECORD_KEYS
 
 
@@ -85,7 +81,7 @@ class Run:
         """The phase before it was closed."""
         self._has_begun = False
         self._training_thread = threading.get_ident()
-        self._steps_at_end = 0
+        self.steps_at_end = 0
         try:
             self._attach(model, optimizer, loader)
         except BaseException:
@@ -99,9 +95,9 @@ class Run:
         if loader is not None:
             self._follow_samples(model, self.attached.to_loader(loader, self._end_epoch))
         table = self.judge.table if self.judge is not None else None
-        self._grouping = Grouping(settings.known_noise, table)
+        self.grouping = Grouping(settings.known_noise, table)
         overhead = self.guard.stopwatch.share
-        self.steps = Steps(settings.every, self._grouping, self.reports, overhead, self.log.once)
+        self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
         self._health = Health(
             has_criterion=settings.criterion is not None,
             has_named_head=settings.head is not None,
@@ -112,7 +108,7 @@ class Run:
             optimizer,
             settings,
             is_measured=self.steps.is_measured,
-            noisy_weight=self._grouping.noisy_weight,
+            noisy_weight=self.grouping.noisy_weight,
             on_observation=self._observed,
             on_step=self._step_made,
             on_problem=self.log.once,
@@ -125,10 +121,7 @@ class Run:
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
             return
         self.expected_steps = float(recorder.batches or self.expected_steps)
-        settings, averaged = self.settings, self.settings.keep_best == "averaged"
-        keeper = WeightKeeper(model, averaged) if settings.keep_best is not None else None
-        table = SampleTable(size, settings.max_tracked)
-        self.judge = Judge(table, keeper, settings.rule, self.log.once)
+        self.judge = Judge.of(model, size, self.settings, self.log.once)
 
     def close(self) -> None:
         """Leave model, optimizer and loader as found, and write what is left.
@@ -138,23 +131,10 @@ class Run:
         with self.guard.lock:
             if self.phase is Phase.CLOSED:
                 return
-            with contained(self._failed):
-                self._settle()
-                self.capture.observe()
+            self.bring_up_to_date()
             self.attached.detach()
-            self.steps.report()
             self.reports.close(self._suspects)
             self.resumes_as, self.phase = self.phase, Phase.CLOSED
-
-    @property
-    def capture(self) -> StepCapture:
-        """Follows passes and steps."""
-        return self.attached.capture
-
-    @property
-    def recorder(self) -> LoaderRecorder | None:
-        """Follows the batches of the train loader; None without one."""
-        return self.attached.recorder
 
     # Passes and steps
 
@@ -168,14 +148,14 @@ class Run:
         if observation.visits.targets is TargetKind.NUMBERS:
             self._forget_samples(StopReason.NO_CLASSES)
         self._check_identity()
-        self._grouping.record(observation.visits)
+        self.grouping.record(observation.visits)
 
     def _step_made(self, step: Step) -> None:
         self._training_thread = threading.get_ident()
         if not self._has_begun:
             self._begin(step)
         self.log.once(*self._health.add_first_step(step))
-        self.steps.add(self.capture.steps, step)
+        self.steps.add(self.attached.capture.steps, step)
         if self.judge is not None:
             self.judge.step_made(self.expected_steps)
         self._check_identity()
@@ -195,7 +175,7 @@ class Run:
 
     def _check_identity(self) -> None:
         """Before anything is concluded from it."""
-        recorder = self.recorder
+        recorder = self.attached.recorder
         if recorder is None:
             return
         if recorder.no_identity is not None:
@@ -216,25 +196,26 @@ class Run:
                 self._settle()
 
     def _settle(self) -> None:
-        if self.recorder is not None and self.phase is not Phase.FAILED:
-            self.recorder.settle()
+        if self.attached.recorder is not None and self.phase is not Phase.FAILED:
+            self.attached.recorder.settle()
 
     def end_epoch(self) -> None:
         """End the epoch that is under way, if one is."""
         with self.guard.lock, contained(self._failed):
-            if self.recorder is not None:
-                self.recorder.end_epoch()
-            elif self.capture.steps > self._steps_at_end:
+            if self.attached.recorder is not None:
+                self.attached.recorder.end_epoch()
+            elif self.attached.capture.steps > self.steps_at_end:
                 self._end_epoch()
 
     def _end_epoch(self) -> None:
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             return
-        self.capture.observe()
+        self.attached.capture.observe()
         self.steps.report()
         self.log.once(*self._health.end_epoch(self.epoch + 1))
+        steps, epoch = self.attached.capture.steps, self.epoch + 1
         record = dict.fromkeys(RECORD_KEYS)
-        record |= {"epoch": self.epoch + 1, "step": self.capture.steps, "time": time.time()}
+        record |= {"epoch": epoch, "step": steps, "time": time.time()}
         if self.judge is not None:
             self.expected_steps = self.judge.count_steps(self.expected_steps)
         had_stopped = self.decision.stop
@@ -242,12 +223,12 @@ class Run:
         record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}
         record["reason"] = decision.reason.name
         # Nothing that has failed before this line leaves a part of an epoch behind.
-        self.epoch, self._steps_at_end = self.epoch + 1, self.capture.steps
+        self.epoch, self.steps_at_end = epoch, steps
         self.decision, self.records = decision, (*self.records, record)
         self.reports.epoch(record, self._samples)
         if decision.stop and not had_stopped:
             self.phase = Phase.STOPPED
-            self.reports.stop(decision, self.capture.steps, self._suspects)
+            self.reports.stop(decision, steps, self._suspects)
 
     def _judge(self, record: Record) -> Decision:
         if self.judge is not None and self.follows_samples:
@@ -255,9 +236,8 @@ class Run:
                 return self.judge.end_epoch(record, self.records, self.decision)
             except SamplesMixedUp as mixed_up:
                 self._forget_samples(StopReason.NO_IDENTITY, str(mixed_up))
-        return (
-            self.decision if self.decision.stop else replace(self.decision, epoch=record["epoch"])
-        )
+        now = self.decision.epoch if self.decision.stop else record["epoch"]
+        return replace(self.decision, epoch=now)
 
     # What goes wrong
 
@@ -266,7 +246,7 @@ class Run:
         if self.phase is Phase.IDENTITY_LOST:
             return
         self._health.has_identity = False
-        self._grouping.forget_samples()
+        self.grouping.forget_samples()
         message = reason.value if why is None else f"samples have no identity, {why}"
         self._enter(Phase.IDENTITY_LOST, reason, f"{message}: no suspects and no stop from here on")
 
@@ -284,13 +264,21 @@ class Run:
             return
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             return
-        message = f"measuring is off after step {self.capture.steps}, training goes on: "
+        message = f"measuring is off after step {self.attached.capture.steps}, training goes on: "
         self._enter(Phase.FAILED, StopReason.FAILED, message + _text(error))
         self.log.cause(error)
-        self.capture.turn_off()
+        self.attached.capture.turn_off()
         self.reports.flush()
 
     # Readings and state
+
+    def bring_up_to_date(self) -> None:
+        """Take all into account that was trained on so far, and bring it to the disk."""
+        with contained(self._failed):
+            self._settle()
+            self.attached.capture.observe()
+        self.steps.report()
+        self.reports.flush()
 
     def _samples(self) -> Columns:
         return self.judge.table.columns() if self.judge is not None else {}
@@ -305,50 +293,7 @@ class Run:
         with self.guard.lock:
             with contained(self._failed):
                 self._settle()
-            epoch = self.judge.restore() if self.judge is not None else None
-            if epoch is None:
-                self.log.once(
-                    "restore_best() left the weights as they are: no epoch over train_loader was "
-                    "completed"
-                )
-            return epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types."""
-        with self.guard.lock:
-            with contained(self._failed):
-                self._settle()
-                self.capture.observe()
-            self.steps.report()
-            self.reports.flush()
-            return state_of(self)
-
-    def load_state_dict(self, state: Any) -> None:
-        """Continue from a `state_dict`; all of it or nothing.
-
-        Raises:
-            ArgumentValueError: It is of another run, or damaged; nothing has changed then.
-        """
-        with self.guard.lock:
-            load_state(self, state)
-            self.reports.resume_at(self.capture.steps)
-
-    def resume(self, phase: Phase, steps: int, *, epoch_is_open: bool) -> None:
-        """Go on where another run was.
-
-        Args:
-            phase: Its phase.
-            steps: Optimizer steps that it had made.
-            epoch_is_open: Whether it was in the middle of an epoch.
-        """
-        self.phase = phase
-        self.capture.steps = self._steps_at_end = steps
-        if self.recorder is not None:
-            self.recorder.resume(epoch_is_open)
-        if phase is Phase.IDENTITY_LOST:
-            self._grouping.forget_samples()
-        if phase is Phase.FAILED:
-            self.capture.turn_off()
+            return self.judge.restore() if self.judge is not None else None
 
 
 def _text(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArgumentValueError
+from .errors import ArgumentValueError, is_from_signal
 from .records import Decision, Phase, StopReason
 from .tags import RECORD_KEYS
 
@@ -14,25 +14,14 @@ if TYPE_CHECKING:
 VERSION = 3
 
 
-def state_of(run: Run) -> dict[str, Any]:
+def state_dict(run: Run) -> dict[str, Any]:
     """Everything that a resumed run needs."""
-    phase = run.resumes_as if run.phase is Phase.CLOSED else run.phase
-    return {
-        "version": VERSION,
-        "id": run.id,
-        "phase": phase.name,
-        "decision": vars(run.decision) | {"reason": run.decision.reason.name},
-        "steps": run.capture.steps,
-        "epoch": run.epoch,
-        "epoch_is_open": run.recorder is not None and run.recorder.is_open,
-        "expected_steps": run.expected_steps,
-        "latest": dict(run.steps.meter.latest),
-        "records": [dict(record) for record in run.records],
-        "judge": run.judge.state_dict() if run.judge is not None else None,
-    }
+    with run.guard.lock:
+        run.bring_up_to_date()
+        return _state(run)
 
 
-def load_state(run: Run, state: Any) -> None:
+def load_state_dict(run: Run, state: Any) -> None:
     """Put a state into a run.
 
     Raises:
@@ -44,17 +33,36 @@ def load_state(run: Run, state: Any) -> None:
             f"got a state of version {version}, and this is {VERSION}; resume with the "
             "prioritymonitor that saved it, or start anew"
         )
-    before = state_of(run)
-    try:
-        _load(run, state)
-    except Exception as error:
-        _load(run, before)
-        if isinstance(error, ArgumentValueError):
-            raise
-        raise ArgumentValueError(
-            f"got a damaged state ({type(error).__name__}: {error}); save it anew, or start "
-            "without it"
-        ) from error
+    with run.guard.lock:
+        before = _state(run)
+        try:
+            _load(run, state)
+        except Exception as error:
+            _load(run, before)
+            if isinstance(error, ArgumentValueError) or is_from_signal(error):
+                raise
+            raise ArgumentValueError(
+                f"got a damaged state ({type(error).__name__}: {error}); save it anew, or start "
+                "without it"
+            ) from error
+        run.reports.resume_at(run.attached.capture.steps)
+
+
+def _state(run: Run) -> dict[str, Any]:
+    phase = run.resumes_as if run.phase is Phase.CLOSED else run.phase
+    return {
+        "version": VERSION,
+        "id": run.id,
+        "phase": phase.name,
+        "decision": vars(run.decision) | {"reason": run.decision.reason.name},
+        "steps": run.attached.capture.steps,
+        "epoch": run.epoch,
+        "epoch_is_open": run.attached.recorder is not None and run.attached.recorder.is_open,
+        "expected_steps": run.expected_steps,
+        "latest": dict(run.steps.meter.latest),
+        "records": [dict(record) for record in run.records],
+        "judge": run.judge.state_dict() if run.judge is not None else None,
+    }
 
 
 def _load(run: Run, state: dict[str, Any]) -> None:
@@ -72,5 +80,11 @@ def _load(run: Run, state: dict[str, Any]) -> None:
     run.expected_steps = float(state["expected_steps"])
     run.steps.meter.latest = {str(name): float(value) for name, value in state["latest"].items()}
     run.records = tuple({key: one[key] for key in RECORD_KEYS} for one in state["records"])
-    epoch_is_open = bool(state["epoch_is_open"])
-    run.resume(Phase[state["phase"]], int(state["steps"]), epoch_is_open=epoch_is_open)
+    run.phase = Phase[state["phase"]]
+    run.attached.capture.steps = run.steps_at_end = int(state["steps"])
+    if run.attached.recorder is not None:
+        run.attached.recorder.resume(bool(state["epoch_is_open"]))
+    if run.phase is Phase.IDENTITY_LOST:
+        run.grouping.forget_samples()
+    if run.phase is Phase.FAILED:
+        run.attached.capture.turn_off()

@@ -97,6 +97,10 @@ class SampleTable:
         chance = wrong_label_chance(past.mean_error, past.given_label, past.rival)
         self._verdict, self._on_device = Verdict(chance, past.rival), None
 
+    def forget(self) -> None:
+        """Judge the labels by nothing."""
+        self._verdict, self._on_device = None, None
+
     # Readings
 
     @property
