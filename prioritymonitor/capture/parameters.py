@@ -34,7 +34,7 @@ def is_distributed(parameter: Tensor) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A parameter, or what a step did to it, as a plain tensor.
+    """A parameter, what a step did to it, or what a layer got, as a plain tensor.
 
     To gather a DTensor, all ranks would have to do it at the same time, so only one that this rank
     holds as a whole is taken.

@@ -152,7 +152,7 @@ def _head_passes(step: Step, noisy_weight: Tensor) -> list[HeadPass]:
         assert head.features is not None
         residual, last = head.residual, first + len(head.residual)
         weight = noisy_weight[first:last].to(residual.dtype)
-        passes.append(HeadPass(residual, head.features.to(residual.dtype), weight, has_bias))
+        passes.append(HeadPass(residual, whole(head.features).to(residual.dtype), weight, has_bias))
         first = last
     return passes
 

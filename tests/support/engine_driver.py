@@ -24,6 +24,17 @@ def small_mlp():
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)).double()
 
 
+def dropout_model():
+    return nn.Sequential(
+        nn.Linear(5, 8),
+        nn.Dropout(0.5),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.Dropout(0.3),
+        nn.Linear(8, 3),
+    ).double()
+
+
 def small_batch(size=6):
     return torch.randn(size, 5, dtype=torch.float64), torch.randint(3, (size,))
 

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from prioritymonitor.gradients.parameters.closed_form import ClosedFormEngine
-from tests.gradients.parameters.test_engine_closed_form import TOLERANCE, batch, measured
+from tests.gradients.parameters.test_closed_form import TOLERANCE, batch, measured
 from tests.support.engine_driver import Driver, largest_difference, train
 
 
