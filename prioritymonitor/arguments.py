@@ -17,7 +17,10 @@ from torch.utils.data import DataLoader
 from .capture.head import is_linear
 from .errors import ArgumentTypeError, ArgumentValueError
 from .samples.known_labels import KnownNoise
-from .stopping.rule import Rule
+from .stopping.rule import Rule, measure_only
+
+_EVERY = {"head": 8, "all": 16}
+"""Optimizer steps from a measured one to the next, unless the user says."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,61 @@ class Settings:
     log_dir: Path | None
     writer: Any
     max_tracked: int | None
+
+
+def checked(
+    model: nn.Module,
+    loader: Any,
+    *,
+    criterion: Any,
+    head: Any,
+    noisy: Any,
+    true_labels: Any,
+    scope: Any,
+    engine: Any,
+    every: Any,
+    stop: Any,
+    keep_best: Any,
+    class_names: Any,
+    log_dir: Any,
+    writer: Any,
+    max_tracked: Any,
+) -> Settings:
+    """The settings, from the arguments of `GradientMonitor`.
+
+    Raises:
+        ArgumentTypeError: One of them is of a type that cannot be used.
+        ArgumentValueError: One of them has a value that cannot be used.
+    """
+    check_loader(loader)
+    check_head(model, head)
+    check_criterion(criterion, loader)
+    check_choices(scope, engine, stop, keep_best)
+    check_count("every", every)
+    check_count("max_tracked", max_tracked)
+    check_output(log_dir, writer)
+    dataset = loader.dataset if loader is not None else None
+    flags, labels = check_noisy(noisy, dataset), check_true_labels(true_labels, dataset)
+    noisy_is_known = flags is not None or labels is not None
+    return Settings(
+        criterion=criterion,
+        head=head,
+        known_noise=KnownNoise(flags, labels) if noisy_is_known else None,
+        engine=_chosen(engine, model) if scope == "all" else None,
+        every=every if every is not None else _EVERY[scope],
+        rule=stop if stop is not None else measure_only,
+        keep_best=keep_best,
+        class_names=check_class_names(class_names),
+        log_dir=Path(log_dir) if log_dir is not None else None,
+        writer=writer,
+        max_tracked=max_tracked,
+    )
+
+
+def _chosen(engine: str, model: nn.Module) -> str:
+    from .gradients.parameters import choose  # loaded where all parameters are measured only
+
+    return choose(engine, model)
 
 
 def check_model_and_optimizer(model: Any, optimizer: Any) -> Optimizer:

@@ -1,4 +1,4 @@
-"""`GradientMonitor`: the only place that puts the stages together."""
+"""`GradientMonitor`: arguments in, readings out."""
 
 from __future__ import annotations
 
@@ -15,18 +15,14 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from . import arguments
-from .arguments import Settings
 from .errors import PriorityMonitorError
 from .records import Decision, Suspect
 from .run import Run
-from .samples.known_labels import KnownNoise, NoisyCallable
+from .samples.known_labels import NoisyCallable
 from .samples.table import COLUMN_NAMES
 from .state import load_state_dict as load_state
 from .state import state_dict as state_of
-from .stopping.rule import Rule, StopRule, measure_only
-
-_EVERY = {"head": 8, "all": 16}
-"""Optimizer steps from a measured one to the next, unless the user says."""
+from .stopping.rule import Rule, StopRule
 
 
 class GradientMonitor:
@@ -111,38 +107,25 @@ class GradientMonitor:
         max_tracked: int | None = None,
     ) -> None:
         optimizer = arguments.check_model_and_optimizer(model, optimizer)
-        arguments.check_loader(train_loader)
-        arguments.check_head(model, head)
-        arguments.check_criterion(criterion, train_loader)
-        arguments.check_choices(scope, engine, stop, keep_best)
-        arguments.check_count("every", every)
-        arguments.check_count("max_tracked", max_tracked)
-        chosen = _choose(engine, model) if scope == "all" else None
-        arguments.check_output(log_dir, writer)
-        dataset = train_loader.dataset if train_loader is not None else None
-        flags = arguments.check_noisy(noisy, dataset)
-        labels = arguments.check_true_labels(true_labels, dataset)
-        noisy_is_known = flags is not None or labels is not None
-
-        self._model_name = type(model).__name__
-        self._run = Run(
+        settings = arguments.checked(
             model,
-            optimizer,
             train_loader,
-            Settings(
-                criterion=criterion,
-                head=head,
-                known_noise=KnownNoise(flags, labels) if noisy_is_known else None,
-                engine=chosen,
-                every=every if every is not None else _EVERY[scope],
-                rule=stop if stop is not None else measure_only,
-                keep_best=keep_best,
-                class_names=arguments.check_class_names(class_names),
-                log_dir=Path(log_dir) if log_dir is not None else None,
-                writer=writer,
-                max_tracked=max_tracked,
-            ),
+            criterion=criterion,
+            head=head,
+            noisy=noisy,
+            true_labels=true_labels,
+            scope=scope,
+            engine=engine,
+            every=every,
+            stop=stop,
+            keep_best=keep_best,
+            class_names=class_names,
+            log_dir=log_dir,
+            writer=writer,
+            max_tracked=max_tracked,
         )
+        self._model_name = type(model).__name__
+        self._run = Run(model, optimizer, train_loader, settings)
         # Runs when nobody refers to the monitor any more, and at the exit of the process. The hooks
         # refer to the run only, so a notebook cell that is run again lets go of the old monitor.
         self._process = os.getpid()
@@ -309,12 +292,6 @@ class GradientMonitor:
             f"every={run.settings.every}, steps={capture.steps}, epochs={run.epoch}, "
             f"{run.decision.message!r})"
         )
-
-
-def _choose(engine: str, model: nn.Module) -> str:
-    from .gradients.parameters import choose  # loaded where all parameters are measured only
-
-    return choose(engine, model)
 
 
 def _close(run: Run, process: int) -> None:

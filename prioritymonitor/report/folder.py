@@ -123,7 +123,7 @@ class RunFolder(Sink):
     def _chosen(self, run: RunInfo) -> Path:
         """The first of `log_dir`, `log_dir-2`, … that no other run has."""
         folder, number = self._log_dir, 1
-        while not _is_taken(folder, run):
+        while not _take(folder, run):
             number += 1
             folder = Path(f"{self._log_dir}-{number}")
         if folder != self._log_dir:
@@ -134,7 +134,7 @@ class RunFolder(Sink):
         file.writelines(line for _, line in self._epochs)
 
 
-def _is_taken(folder: Path, run: RunInfo) -> bool:
+def _take(folder: Path, run: RunInfo) -> bool:
     """Take a folder for a run, new or interrupted; False where another run has it."""
     folder.mkdir(parents=True, exist_ok=True)
     path, plain = folder / RUN_FILE, _plain_run(run)
