@@ -110,7 +110,7 @@ class Hook:
         except Exception as error:
             if private.ends_recomputation(error) or is_from_signal(error):
                 raise
-            with contained(_ignore):  # to tell of a failure may fail
+            with guard.lock, contained(_ignore):  # to tell of a failure may fail
                 guard.on_error(error)
             return None
 
