@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...records import HeadGradients, Observation, PassHealth, TargetKind, Visits
-from .products import Products, class_margin
+from .products import Products, class_margin_
 
 _LEAST_WEIGHTED = 1e-5
 """Unexplained share from which on samples have weights of their own, which differ by 0.3 %."""
@@ -33,9 +33,12 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observation:
     given_type, own_type = torch.finfo(gradient.dtype), torch.finfo(logits.dtype)
     gradient = gradient.to(logits.dtype)
     log_total = logits.logsumexp(2, keepdim=True)  # on a CPU much faster than softmax
-    probability = (logits - log_total).exp()
-    target, onehot = _labels(logits, gradient)
-    residual = probability - onehot
+    target = _labels(logits, gradient)
+    # One table for probabilities, margins and residuals: with many classes, memory is the cost.
+    table = (logits - log_total).exp_()
+    margin, rival = class_margin_(table, target)
+    label = target.unsqueeze(2)
+    residual = table.scatter_(2, label, table.gather(2, label) - 1)
 
     # Everything else follows from three products per sample.
     products = Products(gradient, residual)
@@ -48,14 +51,14 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observation:
     counted = (~ignored).to(logits.dtype)
 
     unexplained = products.unexplained(strength.unsqueeze(1) * counted, strength)
-    by_class = _per_class(products.along, onehot) / _per_class(products.square, onehot)
-    weighted = by_class.nan_to_num(nan=0.0, posinf=0.0).gather(1, target) * counted
+    sums = (products.along, products.square)
+    along, square = (_per_class(values, target, logits.shape[2]) for values in sums)
+    weighted = (along / square).nan_to_num(nan=0.0, posinf=0.0).gather(1, target) * counted
     is_weighted = unexplained > max(_LEAST_WEIGHTED, (4 * given_type.eps) ** 2)
     mean_weight = weighted.sum(1) / counted.sum(1)
     weight = torch.where(is_weighted.unsqueeze(1), weighted / mean_weight.unsqueeze(1), counted)
-    loss = (log_total - logits.gather(2, target.unsqueeze(2))).squeeze(2)
+    loss = (log_total - logits.gather(2, label)).squeeze(2)
     finite = products.finite & log_total.sum((1, 2)).isfinite()
-    margin, rival = class_margin(probability, target)
     return Observation(
         Visits(
             given_label=target.flatten(),
@@ -74,23 +77,19 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observation:
             ),
         ),
         HeadGradients(
-            residual=(residual * weight.unsqueeze(2)).flatten(0, 1),
+            residual=residual.mul_(weight.unsqueeze(2)).flatten(0, 1),
             strength=torch.where(is_weighted, mean_weight, strength),
         ),
     )
 
 
-def _labels(logits: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The label of each row, `[K, R]`, and its one-hot row, `[K, R, C]`."""
+def _labels(logits: Tensor, gradient: Tensor) -> Tensor:
+    """The label of each row, `[K, R]`."""
     lowest, target = gradient.min(2)
     # A sample that is fit to the last bit has no negative entry left; its label is its prediction.
-    # On a CPU it costs nothing to see whether there is such a sample; elsewhere it would be a wait.
-    if logits.device.type != "cpu" or not bool((lowest < 0).all()):
-        target = torch.where(lowest < 0, target, logits.argmax(2))
-    # Not one_hot(): it waits for the device, to check the labels.
-    return target, torch.zeros_like(logits).scatter_(2, target.unsqueeze(2), 1.0)
+    return torch.where(lowest < 0, target, logits.argmax(2))
 
 
-def _per_class(values: Tensor, onehot: Tensor) -> Tensor:
+def _per_class(values: Tensor, target: Tensor, classes: int) -> Tensor:
     """Sum of the values `[K, R]` of each class, `[K, C]`."""
-    return torch.bmm(values.unsqueeze(1), onehot).squeeze(1)
+    return values.new_zeros(len(values), classes).scatter_add_(1, target, values)

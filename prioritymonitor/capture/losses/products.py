@@ -39,16 +39,18 @@ class Products:
         return ((left.sum(1) - rounding).clamp(min=0) / energy).nan_to_num(nan=0.0)
 
 
-def class_margin(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def class_margin_(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Where each label stands among the classes: its margin and its rival, `[K, R]` each.
 
     Args:
-        scores: Probabilities or other scores, `[K, R, C]`.
+        scores: Probabilities or other scores, `[K, R, C]`; changed on the way, and left as given.
         target: Given labels, int64 `[K, R]`.
     """
     label = target.unsqueeze(2)
-    rival_score, rival = scores.scatter(2, label, -torch.inf).max(2)
-    return scores.gather(2, label).squeeze(2) - rival_score, rival
+    own = scores.gather(2, label)
+    rival_score, rival = scores.scatter_(2, label, -torch.inf).max(2)
+    scores.scatter_(2, label, own)
+    return own.squeeze(2) - rival_score, rival
 
 
 def class_error(scores: Tensor, target: Tensor) -> Tensor:

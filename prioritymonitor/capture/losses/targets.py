@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...records import TargetKind, Visits
-from .products import class_error, class_margin
+from .products import class_error, class_margin_
 
 _MOST_ERROR = math.sqrt(2)
 """Norm of the error in probabilities where all of it is on a wrong class."""
@@ -32,7 +32,7 @@ def classes(
     in_range = (inside | ~counted).all(1)
     hard = torch.where(inside, hard, 0)
     probability = logits.softmax(2)
-    margin, rival = class_margin(probability, hard)
+    margin, rival = class_margin_(probability, hard)
     visits = Visits(
         given_label=hard,
         sample_loss=loss,
@@ -78,7 +78,7 @@ def scores(
 ) -> tuple[Visits, Tensor]:
     """One class per row, as a row of zeros and a one, which the outputs should equal."""
     hard = target.argmax(2)
-    margin, rival = class_margin(outputs, hard)
+    margin, rival = class_margin_(outputs.clone(), hard)
     counted = torch.ones_like(hard, dtype=torch.bool)
     visits = Visits(
         given_label=hard,

@@ -109,11 +109,26 @@ class SumCheck:
             self._compare_layers({n: sums[n] for n in sums if n in totals and self.is_due([n])})
             unseen = [n for n in totals if n not in sums and _is_any(totals[n])]
             self.leave_out(unseen, "no layer that can be measured was seen to use it")
-            early = [n for n in sums if n not in totals and any(map(_is_any, sums[n]))]
-            self.leave_out(early, "its gradient came before that of the logits, or was not seen")
         self._steps += 1
         if self._steps % _STEPS_TO_CHECK == 0:
             self._checked.clear()
+
+    def leave_out_early(self, names: Iterable[str]) -> None:
+        """Leave out parameters that got a gradient before the logits did, from another loss.
+
+        For engines that know of no other loss.
+
+        Args:
+            names: Parameters whose samples' gradients were added up.
+        """
+        if not self.totals or self.is_shared:
+            return
+        due = {n for n in names if n not in self.totals and n not in self._checked}
+        if due:
+            named = dict(self._model.named_parameters())
+            grads = {name: grad for name in due if (grad := named[name].grad) is not None}
+            early = [name for name, grad in grads.items() if _is_any(grad)]
+            self.leave_out(early, "its gradient came before that of the logits, from another loss")
 
     def _compare_layers(self, sums: dict[str, tuple[Tensor, Tensor]]) -> None:
         for layer, (off, size) in layer_errors(sums, self.totals).items():

@@ -50,6 +50,7 @@ class GroupSums:
         """
         both = {name: (sums[0], sums[1]) for name, sums in self._sums.items()}
         check.compare(both)
+        check.leave_out_early(both)
         coverage = check.tell(parameters)
         sums = {n: both[n] for n in both if n in parameters and check.wants(n)}
         if not sums:
