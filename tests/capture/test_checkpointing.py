@@ -97,7 +97,7 @@ def fail(*args, **kwargs):
 
 
 @kinds
-@pytest.mark.parametrize("place", ["_finish", "backward_began", "_uses"])
+@pytest.mark.parametrize("place", ["_finish", "backward_began", "_factors"])
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_failure_of_ours_leaves_the_second_computation_whole(
     place, every, reentrant, monkeypatch, said
