@@ -9,6 +9,8 @@ into starting operations, not into doing them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -49,14 +51,9 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observation:
     ignored = silent & (strength.unsqueeze(1) * error > least)
     products.square.masked_fill_(ignored, 0)
     counted = (~ignored).to(logits.dtype)
-
-    unexplained = products.unexplained(strength.unsqueeze(1) * counted, strength)
-    sums = (products.along, products.square)
-    along, square = (_per_class(values, target, logits.shape[2]) for values in sums)
-    weighted = (along / square).nan_to_num(nan=0.0, posinf=0.0).gather(1, target) * counted
-    is_weighted = unexplained > max(_LEAST_WEIGHTED, (4 * given_type.eps) ** 2)
-    mean_weight = weighted.sum(1) / counted.sum(1)
-    weight = torch.where(is_weighted.unsqueeze(1), weighted / mean_weight.unsqueeze(1), counted)
+    rounding = (4 * given_type.eps) ** 2
+    scale = _scale(products, strength, counted, target, logits.shape[2], rounding)
+    weight = scale.weight
     loss = (log_total - logits.gather(2, label)).squeeze(2)
     finite = products.finite & log_total.sum((1, 2)).isfinite()
     return Observation(
@@ -71,15 +68,46 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observation:
         ),
         PassHealth(
             finite=finite,
-            in_range=torch.ones_like(is_weighted),
-            unexplained=torch.where(
-                is_weighted, products.unexplained(weighted, strength), unexplained
-            ),
+            in_range=torch.ones_like(finite),
+            unexplained=scale.unexplained,
         ),
         HeadGradients(
             residual=residual.mul_(weight.unsqueeze(2)).flatten(0, 1),
-            strength=torch.where(is_weighted, mean_weight, strength),
+            strength=scale.strength,
         ),
+    )
+
+
+class _Scale(NamedTuple):
+    """What makes the gradient of the logits of the residuals."""
+
+    weight: Tensor
+    """Of each row, with mean 1 over those that count, `[K, R]`."""
+    strength: Tensor
+    """`[K]`."""
+    unexplained: Tensor
+    """`[K]`."""
+
+
+def _scale(
+    products: Products,
+    strength: Tensor,
+    counted: Tensor,
+    target: Tensor,
+    classes: int,
+    rounding: float,
+) -> _Scale:
+    """One strength for all rows that count, or a weight for each class where that says more."""
+    unexplained = products.unexplained(strength.unsqueeze(1) * counted, strength)
+    sums = (products.along, products.square)
+    along, square = (_per_class(values, target, classes) for values in sums)
+    weighted = (along / square).nan_to_num(nan=0.0, posinf=0.0).gather(1, target) * counted
+    is_weighted = unexplained > max(_LEAST_WEIGHTED, rounding)
+    mean = weighted.sum(1) / counted.sum(1)
+    return _Scale(
+        weight=torch.where(is_weighted.unsqueeze(1), weighted / mean.unsqueeze(1), counted),
+        strength=torch.where(is_weighted, mean, strength),
+        unexplained=torch.where(is_weighted, products.unexplained(weighted, strength), unexplained),
     )
 
 
