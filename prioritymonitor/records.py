@@ -259,7 +259,7 @@ class Suspect(NamedTuple):
     """A training sample whose label may be wrong.
 
     Attributes:
-        index: Position in the data set of the train loader.
+        index: Place in the data set of the train loader.
         score: How likely the label is wrong, in [0, 1]; above 0.5 it is taken to be. That comes
             from the mean error of the network at this label before noise was fitted, and from how
             many labels of its class were as doubtful beside the same other class.

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from .hooks import Guard, ModuleHook
 from .private import has_own_graph
-from .rerun import RandomState, is_autocast, quiet, unchanged_randomness, unwrapped
+from .rerun import RandomState, is_autocast, unchanged_randomness, unwrapped, without_trace
 
 
 class LayerCall(NamedTuple):
@@ -70,7 +70,7 @@ class EagerRerun:
             calls.append(LayerCall(layer, features, output))
 
         try:
-            with unchanged_randomness(device), quiet(module, device):
+            with unchanged_randomness(device), without_trace(module, device):
                 handles = [x.register_forward_hook(called, with_kwargs=True) for x in layers]
                 self._begun.restore()
                 buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}

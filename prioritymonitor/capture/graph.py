@@ -28,7 +28,7 @@ _KEEPS_ORDER = {
 
 
 @dataclass(frozen=True)
-class Origin:
+class Derivation:
     """How a tensor comes from a marked one.
 
     Attributes:
@@ -49,7 +49,7 @@ class Origin:
 
 
 def leave_mark(tensor: Tensor, key: object, mark: Any) -> None:
-    """Make a tensor known to `find_origin`, for as long as someone else holds the mark.
+    """Make a tensor known to `find_derivation`, for as long as someone else holds the mark.
 
     A graph that held it might hold itself, by the tensors that the mark holds.
     """
@@ -57,7 +57,7 @@ def leave_mark(tensor: Tensor, key: object, mark: Any) -> None:
     node.metadata[key, tensor.output_nr] = weakref.ref(mark)
 
 
-def find_origin(tensor: Tensor, key: object) -> Origin | None:
+def find_derivation(tensor: Tensor, key: object) -> Derivation | None:
     """The marked tensor that this one was computed from; None if there is none nearby."""
     return _follow(tensor, key) or _search(tensor, key)
 
@@ -68,8 +68,8 @@ def leads_to(tensor: Tensor, earlier: Tensor, longest: int) -> bool:
     return any(found is node for found, _ in _behind(tensor, longest) if node is not None)
 
 
-def _follow(tensor: Tensor, key: object) -> Origin | None:
-    """The origin, if only operations that we know lie between."""
+def _follow(tensor: Tensor, key: object) -> Derivation | None:
+    """The derivation, if only operations that we know lie between."""
     node, output = tensor.grad_fn, tensor.output_nr
     has_log_softmax, start = False, 0
     for _ in range(_LONGEST_WAY):
@@ -77,7 +77,7 @@ def _follow(tensor: Tensor, key: object) -> Origin | None:
             return None
         mark = _mark_of(node, output, key)
         if mark is not None:
-            return Origin(mark, True, has_log_softmax, start, node, output)
+            return Derivation(mark, True, has_log_softmax, start, node, output)
         name = node.name()
         if name == "LogSoftmaxBackward0":
             has_log_softmax = True
@@ -92,12 +92,12 @@ def _follow(tensor: Tensor, key: object) -> Origin | None:
     return None
 
 
-def _search(tensor: Tensor, key: object) -> Origin | None:
-    """The origin, whatever lies between."""
+def _search(tensor: Tensor, key: object) -> Derivation | None:
+    """The derivation, whatever lies between."""
     for node, output in _behind(tensor, _LONGEST_WAY):
         mark = _mark_of(node, output, key)
         if mark is not None:
-            return Origin(mark, is_exact=False, node=node, output=output)
+            return Derivation(mark, is_exact=False, node=node, output=output)
     return None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..records import Observation
 from . import private
-from .graph import Origin
+from .graph import Derivation
 from .head import Layout, Logits
 from .loader.handed_out import HandedOut, Piece
 from .losses.criterion import through_log_softmax
@@ -153,22 +153,26 @@ def forward_of(found: Logits, handed_out: HandedOut | None, labels: Any) -> Forw
 
 def begin(source: Forward, logits: Tensor) -> Pass:
     """The pass whose loss is computed from the model's logits themselves."""
-    return begin_from(Origin(source), logits, source.layout.class_dim, source.labels, None)
+    return begin_from(Derivation(source), logits, source.layout.class_dim, source.labels, None)
 
 
 def begin_from(
-    origin: Origin, logits: Tensor, class_dim: int, labels: Tensor | None, ignored: int | None
+    derivation: Derivation,
+    logits: Tensor,
+    class_dim: int,
+    labels: Tensor | None,
+    ignored: int | None,
 ) -> Pass:
     """The pass whose loss is computed from logits that come from the model's.
 
     Args:
-        origin: How they come from which forward pass.
+        derivation: How they come from which forward pass.
         logits: What the loss gets.
         class_dim: Dimension of the classes in it.
         labels: What may be the labels.
         ignored: The label that the loss ignores, besides negative ones.
     """
-    source: Forward = origin.mark
+    source: Forward = derivation.mark
     classes = class_count(logits.shape, class_dim)
     samples = source.samples if len(logits) % max(source.samples, 1) == 0 else len(logits)
     positions = logits.numel() // max(classes * samples, 1)
@@ -177,15 +181,15 @@ def begin_from(
         fitting = _fitting(labels, samples, positions, ignored)
         chosen = choose_positions(samples, positions, classes, logits.device, fitting)
     rows = Rows(samples, class_dim, chosen)
-    has_features = origin.is_exact and (classes, samples) == (source.classes, source.samples)
+    has_features = derivation.is_exact and (classes, samples) == (source.classes, source.samples)
     return Pass(
         source=source,
         shape=logits.shape,
         rows=rows,
         # A private copy in full precision; the user may go on to change the logits in place.
         logits=rows.of(logits.detach()).to(_full(logits.dtype), copy=chosen is None),
-        features=_features(source, rows, origin.start, positions) if has_features else None,
-        is_log=source.layout.is_log or origin.has_log_softmax,
+        features=_features(source, rows, derivation.start, positions) if has_features else None,
+        is_log=source.layout.is_log or derivation.has_log_softmax,
     )
 
 

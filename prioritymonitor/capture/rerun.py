@@ -1,4 +1,4 @@
-"""A model that can be run once more without anyone noticing."""
+"""A model that is run once more without a trace, and what is inside its wrappers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def is_autocast(device_type: str) -> bool:
 
 
 @contextlib.contextmanager
-def quiet(model: nn.Module, device: torch.device) -> Iterator[None]:
+def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside, calls of the model fire no hooks, compile and say nothing, and leave no trace in it.
 
     Full precision: whether autocast was on in the training pass can't be told from here, and the

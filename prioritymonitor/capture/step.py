@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..records import HeadUpdate, Observation, Step
-from .graph import Origin, find_origin, leave_mark
+from .graph import Derivation, find_derivation, leave_mark
 from .head import HeadFinder, Logits, unknown
 from .hooks import Guard, Hook, ModuleHook
 from .loader.handed_out import HandedOut
@@ -153,15 +153,17 @@ class StepCapture:
         logits, target = list(named.values())[:2]
         if not logits.requires_grad or len(logits) == 0:
             return
-        origin = find_origin(logits, self._key)
-        if origin is None:
+        derivation = find_derivation(logits, self._key)
+        if derivation is None:
             if self.head_finder.head is not None:
                 return  # the loss of an auxiliary output
-            origin = Origin(forward_of(unknown(logits), self._handed_out(), None), is_exact=False)
-        class_dim = self._observer.class_dim(logits.shape, origin.mark)
-        one = begin_from(origin, logits, class_dim, target, self._observer.ignored)
+            derivation = Derivation(
+                forward_of(unknown(logits), self._handed_out(), None), is_exact=False
+            )
+        class_dim = self._observer.class_dim(logits.shape, derivation.mark)
+        one = begin_from(derivation, logits, class_dim, target, self._observer.ignored)
         one.take_target(target.detach(), class_dim)
-        self._await_gradient(logits, one, origin.node, origin.output)
+        self._await_gradient(logits, one, derivation.node, derivation.output)
 
     def _await_gradient(self, logits: Tensor, one: Pass, node: Any, output: int) -> None:
         def arrived(gradient: Tensor) -> None:

@@ -10,7 +10,7 @@ class Lap(NamedTuple):
     """What the stopwatch showed when something began, in seconds of the host."""
 
     now: float
-    """Wall clock, from an arbitrary origin."""
+    """Wall clock, from an arbitrary derivation."""
     spent: float
     """Time spent in the monitor so far, at least 0."""
 

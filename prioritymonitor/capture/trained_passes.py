@@ -65,19 +65,19 @@ class TrainedPasses:
         if len(self._of_step) >= _MOST_IN_STEP:
             self.add(one)
             return False
-        undone = self._take_undone(one.backward)
+        discarded = self._take_discarded(one.backward)
         self._resets.backward_began()
         self._of_step.append(one)
         if self._at_once:
             one.observation = self._observer([one])
             self._on_observation(one.observation)
-        return undone
+        return discarded
 
-    def _take_undone(self, backward: int) -> bool:
-        undone = [one for one in self._of_step if one.backward != backward]
-        if not undone or not self._resets.was_reset():
+    def _take_discarded(self, backward: int) -> bool:
+        discarded = [one for one in self._of_step if one.backward != backward]
+        if not discarded or not self._resets.was_reset():
             return False
-        self._waiting += [one for one in undone if one.observation is None]
+        self._waiting += [one for one in discarded if one.observation is None]
         self._of_step = [one for one in self._of_step if one.backward == backward]
         return True
 

@@ -87,10 +87,10 @@ class SpreadFinder:
         seen = set(waiting)
         while waiting:
             node = waiting.pop()
-            for position, (source, _) in enumerate(node.next_functions):
+            for place, (source, _) in enumerate(node.next_functions):
                 if source is None:
                     continue
-                self._users.setdefault(source, []).append((node, position))
+                self._users.setdefault(source, []).append((node, place))
                 if source not in seen:
                     seen.add(source)
                     waiting.append(source)
@@ -140,11 +140,11 @@ class SpreadFinder:
         self, node: Node, shape: tuple[int, ...], views: tuple[Any, ...], samples: int
     ) -> Spreads | None:
         found: Spreads = []
-        for user, position in self._users.get(node, []):
+        for user, place in self._users.get(node, []):
             name, result = user.name(), _result_shape(user)
             dims = _new_dims(shape, result, samples)
             if name in _SPREADS and len(dims) == 1:
-                alpha = getattr(user, "_saved_alpha", 1) if position == 1 else 1
+                alpha = getattr(user, "_saved_alpha", 1) if place == 1 else 1
                 found.append((user, Spread(shape, dims[0], float(alpha), views)))
             elif name in _VIEWS:
                 above = self._above(user, result, (user, *views), samples)

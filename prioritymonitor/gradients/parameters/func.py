@@ -16,7 +16,13 @@ from torch.utils import _pytree as pytree
 
 from ...capture.hooks import Guard, ModuleHook
 from ...capture.parameters import trained_parameters
-from ...capture.rerun import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
+from ...capture.rerun import (
+    RandomState,
+    inner_names,
+    unchanged_randomness,
+    unwrapped,
+    without_trace,
+)
 from ...errors import ArgumentValueError, PriorityMonitorError, is_from_signal, may_pass
 from ...records import GroupGradients
 from .engine import TrainedPass
@@ -138,7 +144,7 @@ class FuncEngine:
         gradient = full_precision(gradient)
         residual = gradient / trained.strength.to(gradient.dtype)
         size = self._chunk_size or _chunk_size(function.parameters)
-        with unchanged_randomness(device), quiet(function.module, device):
+        with unchanged_randomness(device), without_trace(function.module, device):
             for start in range(0, len(residual), size):
                 part = slice(start, start + size)
                 rows = self._gradients(function, residual, part, trained)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ...capture.rerun import quiet, unchanged_randomness
+from ...capture.rerun import unchanged_randomness, without_trace
 from ...errors import is_from_signal, may_pass
 from ..factors import Direct, Factors
 from .calls import TrainedCall, UnknownSamplesError
@@ -56,7 +56,7 @@ def recomputed(call: TrainedCall, names: list[str]) -> dict[str, Factors]:
         return gradients  # type: ignore[no-any-return]
 
     device = next(iter(parameters.values())).device
-    with quiet(call.module, device), unchanged_randomness(device):
+    with without_trace(call.module, device), unchanged_randomness(device):
         gradients = _of_each(pullback, leaves, dims, call.samples)
     return {name: Direct(rows) for name, rows in gradients.items()}
 

@@ -13,7 +13,13 @@ from torch.func import functional_call
 
 from ...capture import private
 from ...capture.head import logits_in
-from ...capture.rerun import RandomState, inner_names, quiet, unchanged_randomness, unwrapped
+from ...capture.rerun import (
+    RandomState,
+    inner_names,
+    unchanged_randomness,
+    unwrapped,
+    without_trace,
+)
 from ...errors import is_from_signal
 from .calls import ModelPass
 from .engine import TrainedPass
@@ -141,7 +147,7 @@ def signed_gradients(
     names = inner_names(model, parameters)
     leaves = {inner: parameters[name].detach().requires_grad_() for inner, name in names.items()}
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with unchanged_randomness(device), quiet(module, device), torch.enable_grad():
+    with unchanged_randomness(device), without_trace(module, device), torch.enable_grad():
         begun.restore()
         output = functional_call(module, {**leaves, **buffers}, trained.args, trained.kwargs)
         logits = logits_in(output)[trained.logits_at]
