@@ -41,12 +41,12 @@ class GradientMonitor:
             if monitor.should_stop: break
         monitor.restore_best()
 
-    Keep the monitor in a variable: it closes itself when nothing refers to it any more. It is a
-    context manager too, which closes it at the end of the block.
+    Keep the monitor in a variable: it closes itself when nothing refers to it any more, and at the
+    end of a `with` block.
 
     An epoch is a pass over `train_loader` in which the model was trained; epochs count from 1. What
-    is read is as of the last closed epoch, from any thread. A failure of the monitor is said once
-    in the log `prioritymonitor` and never reaches the training loop.
+    is read is as of the last closed epoch. A failure of the monitor is said in the log and never
+    reaches the training loop.
 
     Reference: Liu, Abedsoltan, Belkin, *On Emergence of Clean-Priority Learning in Early Stopped
     Neural Networks*, arXiv 2306.02533.
@@ -169,12 +169,12 @@ class GradientMonitor:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch whose weights `restore_best()` would give now, from 1; None before the first."""
+        """The epoch whose weights `restore_best()` would give now; None before the first."""
         return self._run.decision.best_epoch
 
     @property
     def noise_rate(self) -> float:
-        """Estimated share of wrong labels among the samples seen, in [0, 1]; NaN before any epoch."""
+        """Estimated share of wrong labels among the samples seen, in [0, 1]; NaN before epoch 1."""
         judge = self._run.judge
         return judge.table.noise_rate if judge is not None else float("nan")
 
@@ -192,9 +192,6 @@ class GradientMonitor:
             `noise_rate`, `priority`, `agreement`, `prediction_changes`, `validation`, `best_epoch`,
             `stop`, `reason` (the name of a `StopReason`). None where a value is not known, as
             `agreement`, `prediction_changes` and `validation` never are so far.
-
-        Example:
-            >>> priority = [record["priority"] for record in monitor.history()]  # doctest: +SKIP
         """
         return [dict(record) for record in self._run.records]
 
@@ -229,13 +226,13 @@ class GradientMonitor:
             Columns by name, arrays `[n]` with one entry for each sample followed, in the order of
             the data set; empty without sample identities:
 
-            - `index`: place in `train_loader.dataset`;
-            - `visits`: how many passes trained on it;
-            - `given_label`, `predicted_label`: as in `suspects()`; −1 where unknown;
-            - `loss`: at its latest visit; `mean_margin`, in [−1, 1], and `mean_error`, in [0, √2],
-              over all visits; NaN where unknown;
-            - `score`: as in `suspects()`, in [0, 1]; NaN where unknown;
+            - `index`, `given_label`, `predicted_label`, `score`: as in `suspects()`;
+            - `visits`: how often it was trained on;
+            - `loss`: of its latest epoch; `mean_margin`, in [−1, 1], and `mean_error`, in [0, √2],
+              over all visits;
             - `vote`: −1, nothing measures it so far.
+
+            −1 or NaN where a value is not known.
 
         Example:
             >>> table = pd.DataFrame(monitor.samples())  # doctest: +SKIP
