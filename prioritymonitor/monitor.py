@@ -32,7 +32,7 @@ _EVERY = {"head": 8, "all": 16}
 class GradientMonitor:
     """Watches how much of each update comes from clean and how much from noisy labels.
 
-    Two lines go into a training script, and the training stays bit for bit what it was::
+    Two lines go into a training script, and the training stays bit for bit what it was:
 
         monitor = GradientMonitor(model, optimizer, train_loader, log_dir="runs/a")
         for epoch in range(100):
@@ -211,7 +211,7 @@ class GradientMonitor:
             ArgumentTypeError: `k` is no whole number, or `min_score` no number.
             ArgumentValueError: One of them is out of its range.
 
-        Example:
+        Examples:
             >>> wrong = {suspect.index for suspect in monitor.suspects()}  # doctest: +SKIP
         """
         arguments.check_count("k", k, least=0)
@@ -234,7 +234,7 @@ class GradientMonitor:
 
             −1 or NaN where a value is not known.
 
-        Example:
+        Examples:
             >>> table = pd.DataFrame(monitor.samples())  # doctest: +SKIP
         """
         judge = self._run.judge

@@ -37,7 +37,7 @@ class StopRule:
         ArgumentTypeError: A value is not a number, or one that counts epochs not an int.
         ArgumentValueError: A value is out of its range.
 
-    Example:
+    Examples:
         >>> StopRule(patience=10).patience
         10
     """
