@@ -28,7 +28,7 @@ from .stopping.rule import Rule, StopRule
 class GradientMonitor:
     """Watches how much of each update comes from clean and how much from noisy labels.
 
-    Two lines go into a training script, and the training stays bit for bit what it was::
+    Two lines go into a training script, and the training stays bit for bit what it was:
 
         monitor = GradientMonitor(model, optimizer, train_loader, log_dir="runs/a")
         for epoch in range(100):
@@ -37,9 +37,13 @@ class GradientMonitor:
             if monitor.should_stop: break
         monitor.restore_best()
 
-    Keep the monitor in a variable: it closes itself when nothing refers to it any more.
+    Keep the monitor in a variable: it closes itself when nothing refers to it any more, and at the
+    end of a `with` block.
 
-    An epoch is a pass over `train_loader` in which the model was trained; epochs count from 1.
+    An epoch is a pass over `train_loader` in which the model was trained; epochs count from 1. What
+    is read is as of the last closed epoch. A failure of the monitor is said in the log and never
+    reaches the training loop.
+
     Reference: Liu, Abedsoltan, Belkin, *On Emergence of Clean-Priority Learning in Early Stopped
     Neural Networks*, arXiv 2306.02533.
 
@@ -68,17 +72,17 @@ class GradientMonitor:
         every: Step statistics are measured in each `every`-th optimizer step, at least 1. Losses
             and margins are kept in every step. None: 8 for the head, 16 for all parameters.
         stop: When to stop: a `StopRule`, or any function of the list that `history()` gives which
-            returns a `Decision`. None: measure only.
+            returns a `Decision`; it is asked at the end of each epoch. None: measure only.
         keep_best: Weights to keep for `restore_best()`: `"averaged"`, a running average of the
-            weights, `"last"`, the weights as the optimizer left them at the end of the epoch, or
-            None.
+            weights, which trails them and is taken one epoch after the best one, `"last"`, the
+            weights as the optimizer left them at the end of the best epoch, or None.
         class_names: Names of the classes, in their order; they go into the run folder.
         log_dir: Folder of the run: TensorBoard events, its epochs, samples and suspects, written
             while the run goes on. None: nothing is written. A folder of another run is left alone,
             and a number added to the name.
         writer: A `SummaryWriter` of yours to write to instead of `log_dir`.
         max_tracked: Larger data sets are followed by a fixed random subset of this many samples;
-            None: every sample is followed, whatever memory it takes.
+            None: every sample is followed; beyond 1 GiB the log says what that takes.
 
     Raises:
         ArgumentTypeError: An argument is of a type that cannot be used.
@@ -140,7 +144,7 @@ class GradientMonitor:
     def decision(self) -> Decision:
         """The latest advice with its reason.
 
-        Read by the thread that trains, in a single process, it ends an epoch whose last batch was
+        Read by the thread that trains, in a single process, it closes an epoch whose last batch was
         used; so does `should_stop`. No other reading changes anything, from any thread.
         """
         self._run.settle()
@@ -153,7 +157,7 @@ class GradientMonitor:
 
     @property
     def noise_rate(self) -> float:
-        """Estimated share of noisy labels among the samples seen, in [0, 1]; NaN before epoch 1."""
+        """Estimated share of wrong labels among the samples seen, in [0, 1]; NaN before epoch 1."""
         judge = self._run.judge
         return judge.table.noise_rate if judge is not None else float("nan")
 
@@ -163,13 +167,14 @@ class GradientMonitor:
         return self._run.steps.meter.peek()
 
     def history(self) -> list[dict[str, Any]]:
-        """One record per completed epoch, the first one first.
+        """One record per closed epoch, the first one first; also after the stop.
 
         Returns:
             Plain dicts, with the same keys in every epoch: `epoch`, `step`, `time` (seconds since
             1970), `samples_seen`, `initial_loss`, `train_loss`, `clean_loss`, `noisy_loss`,
             `noise_rate`, `priority`, `agreement`, `prediction_changes`, `validation`, `best_epoch`,
-            `stop`, `reason` (the name of a `StopReason`). None where a value is not known.
+            `stop`, `reason` (the name of a `StopReason`). None where a value is not known, as
+            `agreement`, `prediction_changes` and `validation` never are so far.
         """
         return [dict(record) for record in self._run.records]
 
@@ -182,13 +187,14 @@ class GradientMonitor:
 
         Returns:
             Tuples `(index, score, given_label, predicted_label)`; the index is the place in
-            `train_loader.dataset`. Empty before the first epoch is complete.
+            `train_loader.dataset`. Empty before the first epoch is closed, and without sample
+            identities.
 
         Raises:
             ArgumentTypeError: `k` is no whole number, or `min_score` no number.
             ArgumentValueError: One of them is out of its range.
 
-        Example:
+        Examples:
             >>> wrong = {suspect.index for suspect in monitor.suspects()}  # doctest: +SKIP
         """
         arguments.check_count("k", k, least=0)
@@ -197,13 +203,22 @@ class GradientMonitor:
         return judge.table.suspects(k, min_score) if judge is not None else []
 
     def samples(self) -> dict[str, NDArray[Any]]:
-        """Everything known of each sample, as of the last completed epoch.
+        """Everything known of each sample, as of the last closed epoch.
 
         Returns:
-            Columns by name, one entry for each sample followed, in the order of the data set:
-            `index`, `visits`, `given_label`, `predicted_label`, `loss`, `mean_margin` in [−1, 1],
-            `mean_error` in [0, √2], `score` in [0, 1], `vote`; −1 or NaN where unknown. Empty
-            without sample identities. `pd.DataFrame(monitor.samples())` works.
+            Columns by name, arrays `[n]` with one entry for each sample followed, in the order of
+            the data set; empty without sample identities:
+
+            - `index`, `given_label`, `predicted_label`, `score`: as in `suspects()`;
+            - `visits`: how often it was trained on;
+            - `loss`: of its latest epoch; `mean_margin`, in [−1, 1], and `mean_error`, in [0, √2],
+              over all visits;
+            - `vote`: −1, nothing measures it so far.
+
+            −1 or NaN where a value is not known.
+
+        Examples:
+            >>> table = pd.DataFrame(monitor.samples())  # doctest: +SKIP
         """
         judge = self._run.judge
         return (
@@ -222,8 +237,9 @@ class GradientMonitor:
     def end_epoch(self) -> None:
         """Close the epoch that is under way; once more does nothing.
 
-        For trainers, and for loops that never run to the end of `train_loader`. A plain loop over
-        the loader needs no such call.
+        For trainers, and for loops that never run to the end of `train_loader`, or have none. A
+        plain loop over the loader needs no such call. What is trained on afterwards, in the same
+        pass or not, is another epoch.
         """
         self._run.end_epoch()
 
@@ -231,7 +247,7 @@ class GradientMonitor:
         """Put the weights of the best epoch into the model, buffers included.
 
         Returns:
-            The epoch they are from; None, and the model unchanged, if no epoch was completed.
+            The epoch they are from; None, and the model unchanged, if no epoch was closed.
 
         Raises:
             PriorityMonitorError: The monitor was made with `keep_best=None`, or the model has other
@@ -259,6 +275,12 @@ class GradientMonitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run: the same decisions follow as without the interruption.
+
+        Load it before the first step: then the run goes on in its folder too. A run that had
+        stopped, or failed, still has.
+
+        Args:
+            state: What `state_dict()` gave.
 
         Raises:
             ArgumentValueError: The state is damaged, from a run with other settings of

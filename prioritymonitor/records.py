@@ -240,7 +240,8 @@ class Decision:
         stop: True once training should end.
         reason: Why, as a fixed set of values.
         epoch: The epoch (counted from 1) at whose end this was decided; 0 before the first.
-        best_epoch: The epoch whose weights `restore_best()` gives; None before the first.
+        best_epoch: The epoch whose weights `restore_best()` gives, counted from 1; None before the
+            first.
         message: The same in a sentence.
     """
 
@@ -263,8 +264,8 @@ class Suspect(NamedTuple):
         score: How likely the label is wrong, in [0, 1]; above 0.5 it is taken to be. That comes
             from the mean error of the network at this label before noise was fitted, and from how
             many labels of its class were as doubtful beside the same other class.
-        given_label: The label in the data.
-        predicted_label: The class the network held most probable instead, at that time.
+        given_label: The label in the data; −1 for a sample with several.
+        predicted_label: The class the network held most probable instead, at that time; likewise.
     """
 
     index: int  # type: ignore[assignment]  # the name hides tuple.index, which no one needs here

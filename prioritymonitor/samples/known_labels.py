@@ -38,7 +38,7 @@ def corrupt_labels(
         ArgumentTypeError: `targets` are no integer labels.
         ArgumentValueError: `rate`, `kind` or `num_classes` cannot be used.
 
-    Example:
+    Examples:
         >>> clean = torch.arange(10).repeat(10)
         >>> int((corrupt_labels(clean, 0.4) != clean).sum())
         40

@@ -25,7 +25,8 @@ class StopRule:
     with, for `patience` epochs running. The best epoch is the last whose priority can't be told
     from the maximum: it is within half of that fall.
 
-    A rule is a function of `GradientMonitor.history()`, and any other may take its place.
+    A rule is a function of `GradientMonitor.history()`, from which all of it follows: it remembers
+    nothing. Any other function from such a list to a `Decision` may take its place.
 
     Args:
         patience: Epochs for which the priority must have been lower, at least 1.
@@ -36,7 +37,7 @@ class StopRule:
         ArgumentTypeError: A value is not a number, or one that counts epochs not an int.
         ArgumentValueError: A value is out of its range.
 
-    Example:
+    Examples:
         >>> StopRule(patience=10).patience
         10
     """
@@ -67,6 +68,9 @@ class StopRule:
         Args:
             history: The records of the epochs, the first one first; not empty. Only `priority`,
                 `samples_seen`, `noise_rate` and `initial_loss` are looked at.
+
+        Returns:
+            The advice at the end of the last of them.
         """
         now, curve = len(history), priority_curve(history)
         if now not in curve:

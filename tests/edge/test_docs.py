@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.stopping import pages
-from prioritymonitor import GradientMonitor, corrupt_labels
+from prioritymonitor import GradientMonitor, StopReason, corrupt_labels
 from prioritymonitor.tags import (
     ALL_PARAMETERS_TAGS,
     EPOCH_TAGS,
@@ -23,6 +23,8 @@ from tests.support.cases import make_data, make_loader, mlp
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "pages"
+READ = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES.rglob("*.md")]
+"""What people read."""
 
 
 def blocks(path, language):
@@ -108,15 +110,76 @@ def test_every_documented_tag_of_a_step_exists(scope):
     monitor.close()
 
 
-def test_links_between_readme_and_docs_lead_somewhere():
-    for link in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text()):
-        assert (ROOT / link).is_file(), link
+def test_the_rule_of_ones_own_works_as_printed(digits):
+    dataset, _ = digits
+    model = Classifier()
+    names = {
+        "GradientMonitor": GradientMonitor,
+        "model": model,
+        "optimizer": torch.optim.Adam(model.parameters()),
+        "loader": DataLoader(dataset, batch_size=128, shuffle=True),
+    }
+    (example,) = blocks(PAGES / "decides.md", "python")
+    exec(example, names)
+    for x, y in names["loader"]:
+        names["optimizer"].zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        names["optimizer"].step()
+    assert names["monitor"].decision.best_epoch == 1
+    rare = {"noise_rate": 0.01, "samples_seen": 9, "initial_loss": 2.0}
+    fallen = [{"priority": priority, **rare} for priority in (1, 0, 0, 0, 0, 0)]
+    assert names["rule"](fallen).stop
+    assert not names["where_much_is_wrong"](fallen).stop
+    names["monitor"].close()
+
+
+def anchors(page):
+    """Of the headings of a page, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for path, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = (page.parent / path) if path else page
+        assert target.is_file(), path
+        if anchor and target.name != "reference.md":  # whose headings are docstrings
+            assert anchor in anchors(target), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda p: p.name)
+def test_files_and_commands_that_are_named_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"`((?:benchmarks|docs|prioritymonitor|tests)/[\w./]*)`", text):
+        assert (ROOT / path).exists(), path
+    for module, options in re.findall(r"python -m ([\w.]+)([^`#\n]*)", text):
+        script = ROOT / (module.replace(".", "/") + ".py")
+        known = script.read_text() + (ROOT / "benchmarks/data/images.py").read_text()
+        assert "__main__" in known, module
+        assert all(f'"{option}"' in known for option in re.findall(r"--[\w-]+", options)), options
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE):
+        assert f"\n{target}:" in makefile, target
+
+
+def test_the_tree_shows_every_room():
+    (tree,) = blocks(ROOT / "CONTRIBUTING.md", "text")
+    shown = {line.split()[0].rstrip("/") for line in tree.splitlines()}
+    rooms = {
+        path.name
+        for path in (ROOT / "prioritymonitor").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert rooms <= shown
+    for folder in re.findall(r"^ +(\w+)/", tree, re.MULTILINE):
+        assert [*ROOT.glob(f"[bp]*/{folder}"), *ROOT.glob(f"prioritymonitor/*/{folder}")], folder
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES.glob("*.md")], ids=lambda p: p.name)
 def test_no_figure_is_left_open(page):
     left = set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", page.read_text()))
-    assert left <= {"RUN_DIR", "PRIORITYMONITOR_DATA"}
+    assert left <= {"RUN_DIR", "PRIORITYMONITOR_DATA", *StopReason.__members__}
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
