@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from .capture.head import is_linear
 from .errors import ArgumentTypeError, ArgumentValueError
 from .samples.known_labels import KnownNoise
-from .stopping.rule import Rule, measure_only
+from .stopping.rule import Rule
 
 _EVERY = {"head": 8, "all": 16}
 """Optimizer steps from a measured one to the next, unless the user says."""
@@ -29,11 +29,11 @@ class Settings:
 
     criterion: nn.Module | Callable[..., Tensor] | None
     head: nn.Module | None
-    known_noise: KnownNoise | None
+    noisy: KnownNoise | None
     engine: str | None
     """None for scope="head"."""
     every: int
-    rule: Rule
+    stop: Rule | None
     keep_best: str | None
     class_names: tuple[str, ...] | None
     log_dir: Path | None
@@ -78,10 +78,10 @@ def checked(
     return Settings(
         criterion=criterion,
         head=head,
-        known_noise=KnownNoise(flags, labels) if noisy_is_known else None,
+        noisy=KnownNoise(flags, labels) if noisy_is_known else None,
         engine=_chosen(engine, model) if scope == "all" else None,
         every=every if every is not None else _EVERY[scope],
-        rule=stop if stop is not None else measure_only,
+        stop=stop,
         keep_best=keep_best,
         class_names=check_class_names(class_names),
         log_dir=Path(log_dir) if log_dir is not None else None,

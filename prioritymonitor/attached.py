@@ -62,7 +62,7 @@ class Attached:
                 guard=self._guard,
                 on_problem=on_problem,
             )
-        known = settings.known_noise
+        known = settings.noisy
         self.capture = StepCapture(
             model,
             optimizer,

@@ -15,7 +15,7 @@ from .errors import ArgumentTypeError, ArgumentValueError, contained
 from .records import Decision, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
-from .stopping.rule import Rule, first_judged
+from .stopping.rule import Rule, first_judged, measure_only
 from .stopping.witnesses import WITNESSES
 
 _MOST_RELABELLED = 0.01
@@ -65,7 +65,8 @@ class Judge:
         """The judge that the user's settings ask for."""
         table = SampleTable(dataset_size, settings.max_tracked)
         keeps, averaged = settings.keep_best is not None, settings.keep_best == "averaged"
-        return cls(table, WeightKeeper(model, averaged) if keeps else None, settings.rule, say)
+        keeper = WeightKeeper(model, averaged) if keeps else None
+        return cls(table, keeper, settings.stop or measure_only, say)
 
     def step_made(self, expected_steps: float) -> None:
         """Take the weights after an optimizer step into the average.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,7 +18,6 @@ from .errors import PriorityMonitorError
 from .records import Decision, Suspect
 from .run import Run
 from .samples.known_labels import NoisyCallable
-from .samples.table import COLUMN_NAMES
 from .state import load_state_dict as load_state
 from .state import state_dict as state_of
 from .stopping.rule import Rule, StopRule
@@ -37,12 +35,10 @@ class GradientMonitor:
             if monitor.should_stop: break
         monitor.restore_best()
 
-    Keep the monitor in a variable: it closes itself when nothing refers to it any more, and at the
-    end of a `with` block.
-
-    An epoch is a pass over `train_loader` in which the model was trained; epochs count from 1. What
-    is read is as of the last closed epoch. A failure of the monitor is said in the log and never
-    reaches the training loop.
+    Keep the monitor in a variable: it closes itself when nothing refers to it any more. An epoch is
+    a pass over `train_loader` in which the model was trained; epochs count from 1. What is read is
+    as of the last closed epoch. A failure of the monitor is said in the log and never reaches the
+    training loop.
 
     Reference: Liu, Abedsoltan, Belkin, *On Emergence of Clean-Priority Learning in Early Stopped
     Neural Networks*, arXiv 2306.02533.
@@ -158,8 +154,7 @@ class GradientMonitor:
     @property
     def noise_rate(self) -> float:
         """Estimated share of wrong labels among the samples seen, in [0, 1]; NaN before epoch 1."""
-        judge = self._run.judge
-        return judge.table.noise_rate if judge is not None else float("nan")
+        return self._run.table.noise_rate
 
     @property
     def latest(self) -> dict[str, float]:
@@ -173,8 +168,7 @@ class GradientMonitor:
             Plain dicts, with the same keys in every epoch: `epoch`, `step`, `time` (seconds since
             1970), `samples_seen`, `initial_loss`, `train_loss`, `clean_loss`, `noisy_loss`,
             `noise_rate`, `priority`, `agreement`, `prediction_changes`, `validation`, `best_epoch`,
-            `stop`, `reason` (the name of a `StopReason`). None where a value is not known, as
-            `agreement`, `prediction_changes` and `validation` never are so far.
+            `stop`, `reason` (the name of a `StopReason`). None where a value is not known.
         """
         return [dict(record) for record in self._run.records]
 
@@ -199,8 +193,7 @@ class GradientMonitor:
         """
         arguments.check_count("k", k, least=0)
         arguments.check_share("min_score", min_score)
-        judge = self._run.judge
-        return judge.table.suspects(k, min_score) if judge is not None else []
+        return self._run.table.suspects(k, min_score)
 
     def samples(self) -> dict[str, NDArray[Any]]:
         """Everything known of each sample, as of the last closed epoch.
@@ -220,10 +213,7 @@ class GradientMonitor:
         Examples:
             >>> table = pd.DataFrame(monitor.samples())  # doctest: +SKIP
         """
-        judge = self._run.judge
-        return (
-            judge.table.columns() if judge is not None else {n: np.empty(0) for n in COLUMN_NAMES}
-        )
+        return self._run.table.columns()
 
     @property
     def log_dir(self) -> Path | None:
@@ -257,13 +247,7 @@ class GradientMonitor:
             raise PriorityMonitorError(
                 'got restore_best() with keep_best=None, which keeps no weights; use "averaged"'
             )
-        epoch = self._run.restore_best()
-        if epoch is None:
-            self._run.log.once(
-                "restore_best() left the weights as they are: no epoch over train_loader was "
-                "completed"
-            )
-        return epoch
+        return self._run.restore_best()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and plain types.

@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -35,7 +34,6 @@ from .records import (
     Record,
     Step,
     StopReason,
-    Suspect,
     TargetKind,
 )
 from .report.folder import RunFolder
@@ -43,8 +41,11 @@ from .report.log import Log
 from .report.sink import RunInfo
 from .report.sinks import Sinks, all_sinks
 from .samples.grouping import Grouping
+from .samples.table import SampleTable
 from .steps import Steps
 from .tags import RECORD_KEYS
+
+_NO_LOADER = "samples have no identity without train_loader: no suspects and no stop"
 
 
 class Run:
@@ -72,8 +73,10 @@ class Run:
         self.folder = RunFolder(log_dir, self.log.once) if log_dir is not None else None
         self.reports = Sinks(all_sinks(self.log, self.folder, settings.writer), self.log.once)
         self.guard = Guard(self._failed)
+        self.table = SampleTable(0, None)
+        """What is known of the samples; empty where they never had an identity."""
         self.judge: Judge | None = None
-        """Follows the samples; None where they never had an identity."""
+        """Follows them; None where they never had an identity."""
         self.attached = Attached(self.guard)
         self.expected_steps = 100.0
         """Optimizer steps of an epoch, by the last one."""
@@ -94,8 +97,9 @@ class Run:
         settings = self.settings
         if loader is not None:
             self._follow_samples(model, self.attached.to_loader(loader, self._end_epoch))
-        table = self.judge.table if self.judge is not None else None
-        self.grouping = Grouping(settings.known_noise, table)
+        else:
+            self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, _NO_LOADER)
+        self.grouping = Grouping(settings.noisy, self.table if self.judge else None)
         overhead = self.guard.stopwatch.share
         self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
         self._health = Health(
@@ -119,9 +123,11 @@ class Run:
         if size is None:
             message = f"samples have no identity, {recorder.no_identity}: no suspects and no stop"
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
+            self.log.once(message)
             return
         self.expected_steps = float(recorder.batches or self.expected_steps)
         self.judge = Judge.of(model, size, self.settings, self.log.once)
+        self.table = self.judge.table
 
     def close(self) -> None:
         """Leave model, optimizer and loader as found, and write what is left.
@@ -167,7 +173,7 @@ class Run:
         if self.phase is Phase.NOT_BEGUN:
             self.phase = Phase.MEASURING
         shapes = {
-            "samples": self.judge.table.history.size if self.judge is not None else None,
+            "samples": self.table.history.size or None,
             "classes": step.observations[0].head.residual.shape[-1] if step.observations else None,
         }
         settings, names = vars(self.settings), self.settings.class_names
@@ -225,7 +231,7 @@ class Run:
         # Nothing that has failed before this line leaves a part of an epoch behind.
         self.epoch, self.steps_at_end = epoch, steps
         self.decision, self.records = decision, (*self.records, record)
-        self.reports.epoch(record, self._samples)
+        self.reports.epoch(record, self.table.columns)
         if decision.stop and not had_stopped:
             self.phase = Phase.STOPPED
             self.reports.stop(decision, steps, self._suspects)
@@ -248,14 +254,15 @@ class Run:
         self._health.has_identity = False
         self.grouping.forget_samples()
         message = reason.value if why is None else f"samples have no identity, {why}"
-        self._enter(Phase.IDENTITY_LOST, reason, f"{message}: no suspects and no stop from here on")
+        message += ": no suspects and no stop from here on"
+        self._enter(Phase.IDENTITY_LOST, reason, message)
+        self.log.once(message)
 
     def _enter(self, phase: Phase, reason: StopReason, message: str) -> None:
         """Go over to another phase; a stop stays a stop."""
         self.phase = phase
         if not self.decision.stop:
             self.decision = Decision(False, reason, self.epoch, self.decision.best_epoch, message)
-        self.log.once(message)
 
     def _failed(self, error: Exception) -> None:
         """Following samples has failed, and so has everything that needs it."""
@@ -265,7 +272,9 @@ class Run:
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             return
         message = f"measuring is off after step {self.attached.capture.steps}, training goes on: "
-        self._enter(Phase.FAILED, StopReason.FAILED, message + _text(error))
+        message += _text(error)
+        self._enter(Phase.FAILED, StopReason.FAILED, message)
+        self.log.once(message)
         self.log.cause(error)
         self.attached.capture.turn_off()
         self.reports.flush()
@@ -280,20 +289,18 @@ class Run:
         self.steps.report()
         self.reports.flush()
 
-    def _samples(self) -> Columns:
-        return self.judge.table.columns() if self.judge is not None else {}
-
     def _suspects(self) -> Columns:
-        if self.judge is None:
-            return dict.fromkeys(Suspect._fields, np.empty(0))
-        return self.judge.table.suspect_columns(None, 0.0)
+        return self.table.suspect_columns(None, 0.0)
 
     def restore_best(self) -> int | None:
         """Put the kept weights into the model; the epoch they are from, or None without any."""
         with self.guard.lock:
             with contained(self._failed):
                 self._settle()
-            return self.judge.restore() if self.judge is not None else None
+            epoch = self.judge.restore() if self.judge is not None else None
+        if epoch is None:
+            self.log.once("restore_best() left the weights as they are: no epoch was closed")
+        return epoch
 
 
 def _text(error: Exception) -> str:

@@ -35,7 +35,7 @@ def draw(problem: Problem, outcome: Outcome, path: Path) -> None:
         _draw_stop(
             top, outcome.stopped_at, 0.95, f"the monitor says stop, epoch {outcome.stopped_at}"
         )
-        _draw_stop(bottom, outcome.stopped_at, 0.1, "not measured after the stop")
+        _draw_stop(bottom, outcome.stopped_at, 0.1, "stop: what follows fits noisy labels")
     FigureCanvasAgg(figure).print_figure(path, dpi=150)
 
 

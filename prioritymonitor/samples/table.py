@@ -13,12 +13,6 @@ from ..records import Columns, EpochOfSamples, Suspect, Visits
 from .history import SampleHistory, like
 from .noisiness import chance_at_first_visit, noisy_part, wrong_label_chance
 
-COLUMN_NAMES = (
-    *("index", "visits", "given_label", "predicted_label", "loss", "mean_margin", "mean_error"),
-    *("score", "vote"),
-)
-"""What `GradientMonitor.samples()` gives."""
-
 
 @dataclass(frozen=True)
 class Verdict:
