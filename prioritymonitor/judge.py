@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -156,8 +155,7 @@ class Judge:
         self.keeper.restore()
         return self.keeper.epoch
 
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
+    def _alone(self, name: str) -> contained:
         """Contains a failure of one part, said once; it is asked again the next time."""
 
         def failed(error: Exception) -> None:
@@ -165,8 +163,7 @@ class Judge:
                 f"{name} failed, measuring and training go on: {type(error).__name__}: {error}"
             )
 
-        with contained(failed):
-            yield
+        return contained(failed)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""

@@ -126,9 +126,6 @@ class GradientMonitor:
 
         self._model_name = type(model).__name__
         self._run = Run(
-            model,
-            optimizer,
-            train_loader,
             Settings(
                 criterion=criterion,
                 head=head,
@@ -141,12 +138,14 @@ class GradientMonitor:
                 log_dir=Path(log_dir) if log_dir is not None else None,
                 writer=writer,
                 max_tracked=max_tracked,
-            ),
+            )
         )
-        # Runs when nobody refers to the monitor any more, and at the exit of the process. The hooks
-        # refer to the run only, so a notebook cell that is run again lets go of the old monitor.
+        # Runs when nobody refers to the monitor any more, and at the exit of the process; made before
+        # hooks are, so that none is left. They refer to the run only, so a notebook cell that is
+        # run again lets go of the old monitor.
         self._process = os.getpid()
         self._closer = weakref.finalize(self, _close, self._run, self._process)
+        self._run.attach(model, optimizer, train_loader)
 
     @property
     def should_stop(self) -> bool:

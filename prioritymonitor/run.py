@@ -22,7 +22,6 @@ from . import ranks
 from .arguments import Settings
 from .attached import Attached
 from .capture.health import Health
-from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
 from .errors import contained, may_pass
 from .judge import Judge, SamplesMixedUp
@@ -48,22 +47,16 @@ from .tags import RECORD_KEYS
 
 
 class Run:
-    """Attached to model, optimizer and loader from its making until `close()`.
+    """Attached to model, optimizer and loader from `attach()` until `close()`.
 
     It has an attribute for each room that it puts together, and those of its epoch and phase.
     Whatever changes them holds the lock of the guard; what others read is replaced as a whole.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        loader: DataLoader[Any] | None,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.id = secrets.token_hex(8)
-        self.phase = Phase.NOT_BEGUN
+        self.phase = Phase.CLOSED
         self.decision = NOTHING_YET
         self.epoch = 0
         self.records: tuple[Record, ...] = ()
@@ -71,10 +64,10 @@ class Run:
         log_dir = settings.log_dir
         self.folder = RunFolder(log_dir, self.log.once) if log_dir is not None else None
         self.reports = Sinks(all_sinks(self.log, self.folder, settings.writer), self.log.once)
-        self.guard = Guard(self._failed)
         self.judge: Judge | None = None
         """Follows the samples; None where they never had an identity."""
-        self.attached = Attached(self.guard)
+        self.attached = Attached(self._failed)
+        self.guard = self.attached.guard
         self.expected_steps = 100.0
         """Optimizer steps of an epoch, by the last one."""
         self.resumes_as = Phase.NOT_BEGUN
@@ -82,13 +75,20 @@ class Run:
         self._has_begun = False
         self._training_thread = threading.get_ident()
         self.steps_at_end = 0
+
+    # Attached and taken off
+
+    def attach(
+        self, model: nn.Module, optimizer: Optimizer, loader: DataLoader[Any] | None
+    ) -> None:
+        """Put hooks on the user's objects: all of them, or none if it breaks off."""
         try:
+            self.phase = Phase.NOT_BEGUN
             self._attach(model, optimizer, loader)
         except BaseException:
             self.attached.detach()
+            self.phase = Phase.CLOSED
             raise
-
-    # Attached and taken off
 
     def _attach(self, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
         settings = self.settings

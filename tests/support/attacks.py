@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
 from prioritymonitor import GradientMonitor, StopReason
 from tests.capture.test_no_disturbance import assert_identical
@@ -139,20 +139,22 @@ class Alarmed:
     raised: int = 0
     seen: int = 0
     """How many the loop saw."""
+    without_gradients: int = 0
+    """How many steps found gradients turned off by a signal before."""
     failed: bool = False
     """Whether the monitor gave up."""
     goes_on: bool = False
     """Whether it measured the undisturbed epochs after them."""
-    finite: bool = False
-    """Whether training was usable."""
+    is_usable: bool = False
+    """Whether weights are finite."""
 
 
-def alarm_run(kind: str, setting: str, steps: int, within: float, seed: int = 0) -> Alarmed:
+def alarm_run(kind: str, setting: str | None, steps: int, within: float, seed: int = 0) -> Alarmed:
     """A loop that catches what a handler raises, and goes on.
 
     Args:
         kind: Of the handler, a key of `Alarms().kinds`.
-        setting: What is measured, a key of `SETTINGS`.
+        setting: What is measured, a key of `SETTINGS`; None: nothing, by nobody.
         steps: How many steps the signals come in.
         within: Seconds after the beginning of a step at which the signal comes, at most; 0: at a
             line of the package instead.
@@ -161,7 +163,7 @@ def alarm_run(kind: str, setting: str, steps: int, within: float, seed: int = 0)
     told, alarms, times = Alarmed(), Alarms(), random.Random(seed)
     run = SmallRun()
     before = signal.getsignal(signal.SIGALRM)
-    monitor = run.watched(**SETTINGS[setting] | {"every": 1})
+    monitor = run.watched(**SETTINGS[setting] | {"every": 1}) if setting is not None else None
     batches = iter(run.loader)
 
     def step() -> None:
@@ -180,17 +182,20 @@ def alarm_run(kind: str, setting: str, steps: int, within: float, seed: int = 0)
                     step()
             except Alarm:
                 told.seen += 1
-            except StopIteration:
-                pass
+            except RuntimeError:  # torch's own `no_grad` broke off, and gradients stay off
+                torch.set_grad_enabled(True)
+                told.without_gradients += 1
         told.raised = alarms.raised
     finally:
         signal.signal(signal.SIGALRM, before)
-    epochs = len(monitor.history())
-    told.failed = monitor.decision.reason is StopReason.FAILED
+    torch.set_grad_enabled(True)
+    epochs = len(monitor.history()) if monitor is not None else 0
     run.train(3)
-    told.goes_on = len(monitor.history()) >= epochs + 2 and "dominance_ratio" in monitor.latest
-    told.finite = all(bool(p.isfinite().all()) for p in run.model.parameters())
-    monitor.close()
+    told.is_usable = all(p.isfinite().all() for p in run.model.parameters())
+    if monitor is not None:
+        told.failed = monitor.decision.reason is StopReason.FAILED
+        told.goes_on = len(monitor.history()) >= epochs + 2 and "dominance_ratio" in monitor.latest
+        monitor.close()
     return told
 
 

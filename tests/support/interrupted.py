@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -71,11 +72,8 @@ def interrupted_at(
     Returns:
         Whether so many lines ran; False means that the call went through.
     """
-    with Interrupter(line, raising(error)) as interrupter:
-        try:
-            function()
-        except error:
-            pass
+    with Interrupter(line, raising(error)) as interrupter, contextlib.suppress(error):
+        function()
     return interrupter.acted
 
 

@@ -186,6 +186,10 @@ class AllParameters:
         """See `Scope`."""
         self._engine.discard()
 
+    def give_step_up(self) -> None:
+        """See `Scope`."""
+        self._has_failed = True
+
     def turn_off(self) -> None:
         """See `Scope`."""
         self._has_failed = self._ends = True
