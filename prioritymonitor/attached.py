@@ -20,19 +20,20 @@ class Attached:
     """Nothing at first; `detach()` takes off whatever was put on, at any time and again.
 
     Args:
-        guard: What all hooks of the run share.
+        on_error: Gets any exception of ours.
     """
 
     capture: StepCapture
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+        self.guard = Guard(on_error, lambda: self.capture.give_step_up())
+        """What all hooks of the run share."""
         self.recorder: LoaderRecorder | None = None
         self.scope: Scope = HeadScope()
-        self._guard = guard
 
     def to_loader(self, loader: Any, on_epoch_end: Callable[[], None]) -> LoaderRecorder:
         """Follow the batches of the train loader."""
-        self.recorder = LoaderRecorder(loader, on_epoch_end, self._guard)
+        self.recorder = LoaderRecorder(loader, on_epoch_end, self.guard)
         return self.recorder
 
     def to_training(
@@ -59,7 +60,7 @@ class Attached:
                 ENGINES[settings.engine],
                 is_measured=lambda: is_measured(self.capture.steps),
                 noisy_weight=noisy_weight,
-                guard=self._guard,
+                guard=self.guard,
                 on_problem=on_problem,
             )
         known = settings.noisy
@@ -74,13 +75,13 @@ class Attached:
             scope=self.scope,
             on_observation=on_observation,
             on_step=on_step,
-            guard=self._guard,
+            guard=self.guard,
         )
         return self.capture
 
     def detach(self) -> None:
         """Leave model, criterion, optimizer and loader as they were found."""
-        self._guard.attachments.remove_all()
+        self.guard.attachments.remove_all()
         self.scope.close()
         if self.recorder is not None:
             self.recorder.close()

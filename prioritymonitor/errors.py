@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import errno
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import CodeType, FunctionType, TracebackType
 from typing import Any
 
@@ -32,15 +31,28 @@ class ArgumentTypeError(PriorityMonitorError, TypeError):
     """An argument is of a type that cannot be used."""
 
 
-@contextmanager
-def contained(on_error: Callable[[Exception], None]) -> Iterator[None]:
-    """Gives a failure of ours to `on_error`; whatever else is raised inside goes on its way."""
-    try:
-        yield
-    except Exception as error:
-        if is_from_signal(error):
-            raise
-        on_error(error)
+class contained:
+    """Gives a failure of ours to `on_error`; whatever else is raised inside goes on its way.
+
+    No generator: what a signal handler raises while one is being closed is lost.
+    """
+
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+        self._on_error = on_error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception) or is_from_signal(error):
+            return False
+        self._on_error(error)
+        return True
+
+
+def described(error: BaseException) -> str:
+    """An error in the words of its last line in a traceback."""
+    return f"{type(error).__name__}: {error}"
 
 
 def may_pass(error: Exception) -> bool:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from .arguments import Settings
-from .errors import ArgumentTypeError, ArgumentValueError, contained
+from .errors import ArgumentTypeError, ArgumentValueError, contained, described
 from .records import Decision, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
@@ -157,17 +156,13 @@ class Judge:
         self.keeper.restore()
         return self.keeper.epoch
 
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
+    def _alone(self, name: str) -> contained:
         """Contains a failure of one part, said once; it is asked again the next time."""
 
         def failed(error: Exception) -> None:
-            self._say(
-                f"{name} failed, measuring and training go on: {type(error).__name__}: {error}"
-            )
+            self._say(f"{name} failed, measuring and training go on: {described(error)}")
 
-        with contained(failed):
-            yield
+        return contained(failed)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""

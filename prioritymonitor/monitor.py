@@ -125,11 +125,12 @@ class GradientMonitor:
             max_tracked=max_tracked,
         )
         self._model_name = type(model).__name__
-        self._run = Run(model, optimizer, train_loader, settings)
-        # Runs when nobody refers to the monitor any more, and at the exit of the process. The hooks
-        # refer to the run only, so a notebook cell that is run again lets go of the old monitor.
+        self._run = Run(settings)
+        # Runs when nobody refers to the monitor any more, and at the exit of the process. Hooks are
+        # made after it, so that none is left, and refer to the run only.
         self._process = os.getpid()
         self._closer = weakref.finalize(self, _close, self._run, self._process)
+        self._run.attach(model, optimizer, train_loader)
 
     @property
     def should_stop(self) -> bool:
@@ -181,8 +182,7 @@ class GradientMonitor:
 
         Returns:
             Tuples `(index, score, given_label, predicted_label)`; the index is the place in
-            `train_loader.dataset`. Empty before the first epoch is closed, and without sample
-            identities.
+            `train_loader.dataset`. Empty before the first epoch is closed.
 
         Raises:
             ArgumentTypeError: `k` is no whole number, or `min_score` no number.
@@ -203,10 +203,9 @@ class GradientMonitor:
             the data set; empty without sample identities:
 
             - `index`, `given_label`, `predicted_label`, `score`: as in `suspects()`;
-            - `visits`: how often it was trained on;
-            - `loss`: of its latest epoch; `mean_margin`, in [−1, 1], and `mean_error`, in [0, √2],
-              over all visits;
-            - `vote`: −1, nothing measures it so far.
+            - `visits`: how often it was trained on; `loss`: of its latest epoch;
+            - `mean_margin`, in [−1, 1], and `mean_error`, in [0, √2], over all visits;
+            - `vote`: nothing measures it so far.
 
             −1 or NaN where a value is not known.
 
@@ -217,19 +216,15 @@ class GradientMonitor:
 
     @property
     def log_dir(self) -> Path | None:
-        """The folder that this run writes to, numbered where the one asked for held another run.
-
-        None before the first step, and where nothing is written.
-        """
+        """The folder that this run writes to; None before the first step and without any."""
         folder = self._run.folder
         return folder.path if folder is not None else None
 
     def end_epoch(self) -> None:
         """Close the epoch that is under way; once more does nothing.
 
-        For trainers, and for loops that never run to the end of `train_loader`, or have none. A
-        plain loop over the loader needs no such call. What is trained on afterwards, in the same
-        pass or not, is another epoch.
+        For trainers, and for loops that never run to the end of `train_loader`, or have none; a
+        plain loop needs no such call. What is trained on afterwards is another epoch.
         """
         self._run.end_epoch()
 
@@ -250,10 +245,10 @@ class GradientMonitor:
         return self._run.restore_best()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as tensors and plain types.
+        """Everything that a resumed run needs, for `torch.load(..., weights_only=True)`.
 
-        `torch.load(..., weights_only=True)` reads it. Its size is that of the history of the
-        samples and of the kept weights. What was measured so far is brought to the disk.
+        Its size is that of the table of samples and of the kept weights. What was measured so far
+        is brought to the disk.
         """
         return state_of(self._run)
 
@@ -267,9 +262,8 @@ class GradientMonitor:
             state: What `state_dict()` gave.
 
         Raises:
-            ArgumentValueError: The state is damaged, from a run with other settings of
-                `train_loader` or `keep_best`, or on a data set of another size; the monitor is left
-                as it was.
+            ArgumentValueError: The state is damaged, or from a run with other data, `train_loader`
+                or `keep_best`; the monitor is left as it was.
         """
         load_state(self._run, state)
 

@@ -21,9 +21,8 @@ from . import ranks
 from .arguments import Settings
 from .attached import Attached
 from .capture.health import Health
-from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
-from .errors import contained, may_pass
+from .errors import contained, described, may_pass
 from .judge import Judge, SamplesMixedUp
 from .records import (
     NOTHING_YET,
@@ -45,26 +44,18 @@ from .samples.table import SampleTable
 from .steps import Steps
 from .tags import RECORD_KEYS
 
-_NO_LOADER = "samples have no identity without train_loader: no suspects and no stop"
-
 
 class Run:
-    """Attached to model, optimizer and loader from its making until `close()`.
+    """Attached to model, optimizer and loader from `attach()` until `close()`.
 
     It has an attribute for each room that it puts together, and those of its epoch and phase.
     Whatever changes them holds the lock of the guard; what others read is replaced as a whole.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        loader: DataLoader[Any] | None,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.id = secrets.token_hex(8)
-        self.phase = Phase.NOT_BEGUN
+        self.phase = Phase.CLOSED
         self.decision = NOTHING_YET
         self.epoch = 0
         self.records: tuple[Record, ...] = ()
@@ -72,33 +63,39 @@ class Run:
         log_dir = settings.log_dir
         self.folder = RunFolder(log_dir, self.log.once) if log_dir is not None else None
         self.reports = Sinks(all_sinks(self.log, self.folder, settings.writer), self.log.once)
-        self.guard = Guard(self._failed)
         self.table = SampleTable(0, None)
         """What is known of the samples; empty where they never had an identity."""
         self.judge: Judge | None = None
         """Follows them; None where they never had an identity."""
-        self.attached = Attached(self.guard)
-        self.expected_steps = 100.0
-        """Optimizer steps of an epoch, by the last one."""
-        self.resumes_as = Phase.NOT_BEGUN
-        """The phase before it was closed."""
+        self.attached = Attached(self._failed)
+        self.guard = self.attached.guard
+        self.expected_steps = 100.0  # of an epoch, by the last one
+        self.resumes_as = Phase.NOT_BEGUN  # the phase before it was closed
         self._has_begun = False
         self._training_thread = threading.get_ident()
         self.steps_at_end = 0
+
+    # Attached and taken off
+
+    def attach(
+        self, model: nn.Module, optimizer: Optimizer, loader: DataLoader[Any] | None
+    ) -> None:
+        """Put hooks on the user's objects: all of them, or none if it breaks off."""
         try:
+            self.phase = Phase.NOT_BEGUN
             self._attach(model, optimizer, loader)
         except BaseException:
             self.attached.detach()
+            self.phase = Phase.CLOSED
             raise
-
-    # Attached and taken off
 
     def _attach(self, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
         settings = self.settings
         if loader is not None:
             self._follow_samples(model, self.attached.to_loader(loader, self._end_epoch))
         else:
-            self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, _NO_LOADER)
+            message = "samples have no identity without train_loader: no suspects and no stop"
+            self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
         self.grouping = Grouping(settings.noisy, self.table if self.judge else None)
         overhead = self.guard.stopwatch.share
         self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
@@ -267,12 +264,12 @@ class Run:
     def _failed(self, error: Exception) -> None:
         """Following samples has failed, and so has everything that needs it."""
         if may_pass(error):
-            self.log.once(f"some visits of samples are lost: {_text(error)}")
+            self.log.once(f"some visits of samples are lost: {described(error)}")
             return
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             return
-        message = f"measuring is off after step {self.attached.capture.steps}, training goes on: "
-        message += _text(error)
+        now = f"measuring is off after step {self.attached.capture.steps}, training goes on"
+        message = f"{now}: {described(error)}"
         self._enter(Phase.FAILED, StopReason.FAILED, message)
         self.log.once(message)
         self.log.cause(error)
@@ -301,7 +298,3 @@ class Run:
         if epoch is None:
             self.log.once("restore_best() left the weights as they are: no epoch was closed")
         return epoch
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArgumentValueError, is_from_signal
+from .errors import ArgumentValueError, described, is_from_signal
 from .records import Decision, Phase, StopReason
 from .tags import RECORD_KEYS
 
@@ -42,8 +42,7 @@ def load_state_dict(run: Run, state: Any) -> None:
             if isinstance(error, ArgumentValueError) or is_from_signal(error):
                 raise
             raise ArgumentValueError(
-                f"got a damaged state ({type(error).__name__}: {error}); save it anew, or start "
-                "without it"
+                f"got a damaged state ({described(error)}); save it anew, or start without it"
             ) from error
         run.reports.resume_at(run.attached.capture.steps)
 

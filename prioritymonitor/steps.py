@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .errors import contained, may_pass
+from .errors import contained, described, may_pass
 from .gradients.measured_steps import StepMeter
 from .records import Step
 from .report.sinks import Sinks
@@ -63,4 +63,4 @@ class Steps:
     def _failed(self, error: Exception) -> None:
         self._is_on = may_pass(error)
         what = "a step was not measured" if self._is_on else "statistics of steps are off"
-        self._say(f"{what}, losses, suspects and the stop go on: {type(error).__name__}: {error}")
+        self._say(f"{what}, losses, suspects and the stop go on: {described(error)}")

@@ -166,7 +166,6 @@ class HeadFinder:
         return by_position(features, samples, -1 if isinstance(head, nn.Linear) else 1)
 
     def _search(self, candidates: list[Tensor], calls: list[LayerCall]) -> None:
-        self.searching = False
         givers = [_giver(candidate.detach(), calls) for candidate in candidates]
         found = [(i, *giver) for i, giver in enumerate(givers) if giver is not None]
         for place, module, layout in found:
@@ -177,7 +176,9 @@ class HeadFinder:
             break
         self._candidates = [module for module in self._candidates if module is self.head]
         for layer in [layer for layer in self._handles if layer is not self.head]:
-            self._attachments.remove(self._handles.pop(layer))
+            self._attachments.remove(self._handles[layer])
+            del self._handles[layer]
+        self.searching = False  # at the end: if a signal breaks it off, it is begun anew
 
 
 def _giver(logits: Tensor, calls: list[LayerCall]) -> tuple[Head, Layout] | None:

@@ -58,12 +58,18 @@ class Guard:
 
     Args:
         on_error: Gets any exception of ours; the training loop never sees it.
+        on_interruption: Called where another exception breaks a hook off and goes on to the loop.
     """
 
-    __slots__ = ("attachments", "lock", "on_error", "stopwatch")
+    __slots__ = ("attachments", "lock", "on_error", "on_interruption", "stopwatch")
 
-    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        on_error: Callable[[Exception], None],
+        on_interruption: Callable[[], None] = lambda: None,
+    ) -> None:
         self.on_error = on_error
+        self.on_interruption = on_interruption
         self.lock = threading.RLock()
         """Held while a hook runs: another thread may close an epoch, or the monitor."""
         self.stopwatch = Stopwatch()
@@ -71,7 +77,7 @@ class Guard:
 
     def for_part(self, on_error: Callable[[Exception], None]) -> Guard:
         """The guard of a part whose failure is its own; all else is shared."""
-        part = Guard(on_error)
+        part = Guard(on_error, self.on_interruption)
         part.lock, part.stopwatch, part.attachments = self.lock, self.stopwatch, self.attachments
         return part
 
@@ -100,6 +106,7 @@ class Hook:
         if guard is None or self._function is None:
             return None
         private.tell_dynamo()
+        modes = torch.is_grad_enabled(), private.transforms_running()
         try:
             with guard.lock:
                 began = guard.stopwatch.read()
@@ -107,8 +114,13 @@ class Hook:
                     return self._function(*args, **kwargs)
                 finally:
                     guard.stopwatch.add_since(began)
-        except Exception as error:
-            if private.ends_recomputation(error) or is_from_signal(error):
+        except BaseException as error:
+            if private.ends_recomputation(error):
+                raise
+            _put_back(*modes)
+            if not isinstance(error, Exception) or is_from_signal(error):
+                with contained(_ignore):
+                    guard.on_interruption()
                 raise
             with guard.lock, contained(_ignore):  # to tell of a failure may fail
                 guard.on_error(error)
@@ -127,6 +139,12 @@ class Hook:
             "torch.jit.script compiles the hooks of a module, and those of a GradientMonitor can't "
             "be; call monitor.close() first"
         )
+
+
+def _put_back(has_gradients: bool, transforms: int) -> None:
+    """Modes of torch that a signal kept a `with` of ours from leaving."""
+    private.end_transforms(transforms)
+    torch.set_grad_enabled(has_gradients)
 
 
 def _ignore(error: Exception) -> None:

@@ -110,6 +110,17 @@ def is_transform_running() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def transforms_running() -> int:
+    """How many transforms of `torch.func` are under way."""
+    return torch._C._functorch.get_dynamic_layer_stack_depth()
+
+
+def end_transforms(running: int) -> None:
+    """Leave all transforms of `torch.func` but the outermost `running`."""
+    if transforms_running() > running:
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(running)
+
+
 # Backward passes
 
 
@@ -123,7 +134,7 @@ def when_backward_is_over(function: Callable[[], Any]) -> None:
     Variable._execution_engine.queue_callback(function)
 
 
-def ends_recomputation(error: Exception) -> bool:
+def ends_recomputation(error: BaseException) -> bool:
     """True for the exception by which activation checkpointing ends a pass that it runs again.
 
     It may come through a hook that saves a tensor.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,34 +66,48 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
     """
     found = {module: dict(vars(module)) for module in model.modules()}
     held = [
-        (x, copy.copy(x))
+        (x, x.copy())  # `copy.copy` swallows what a signal handler raises
         for attributes in found.values()
         for x in attributes.values()
         if type(x) in _CONTAINERS
     ]
+    with _surely(lambda: _put_back(found, held)), contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # the training pass gave them
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if hasattr(torch.compiler, "set_stance"):  # torch 2.6
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(isinstance(module, nn.RNNBase) for module in found):
+            # Their fused kernels can't be mapped over samples.
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        for module in found:
+            _silence(module)
+        yield
+
+
+@contextlib.contextmanager
+def _surely(undo: Callable[[], None]) -> Iterator[None]:
+    """Undo it afterwards, once more if a signal breaks that off; so it must bear being repeated."""
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")  # the training pass gave them
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-            if hasattr(torch.compiler, "set_stance"):  # torch 2.6
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if any(isinstance(module, nn.RNNBase) for module in found):
-                # Their fused kernels can't be mapped over samples.
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            for module in found:
-                _silence(module)
+        try:
             yield
-    finally:
-        for module, attributes in found.items():
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
-            vars(module).update(attributes)
-        for container, content in held:
-            container.clear()
-            (container.update if isinstance(container, (dict, set)) else container.extend)(content)
+        finally:
+            undo()
+    except BaseException:
+        undo()
+        raise
+
+
+def _put_back(found: dict[nn.Module, dict[str, Any]], held: list[tuple[Any, Any]]) -> None:
+    for module, attributes in found.items():
+        for name in vars(module).keys() - attributes.keys():
+            del vars(module)[name]
+        vars(module).update(attributes)
+    for container, content in held:
+        container.clear()
+        (container.update if isinstance(container, (dict, set)) else container.extend)(content)
 
 
 def _silence(module: nn.Module) -> None:
@@ -145,8 +158,5 @@ class RandomState:
 @contextlib.contextmanager
 def unchanged_randomness(device: torch.device) -> Iterator[None]:
     """Afterwards, the generators are where they were."""
-    state = RandomState.now(device)
-    try:
+    with _surely(RandomState.now(device).restore):
         yield
-    finally:
-        state.restore()

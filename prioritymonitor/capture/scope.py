@@ -56,6 +56,9 @@ class Scope(Protocol):
     def discard(self) -> None:
         """Gradients were reset without a step."""
 
+    def give_step_up(self) -> None:
+        """Part of what the step does went by unseen; measure again from the next one on."""
+
     def turn_off(self) -> None:
         """Measure nothing from the next step on."""
 
@@ -86,6 +89,9 @@ class HeadScope:
         return None
 
     def discard(self) -> None:
+        """See `Scope`."""
+
+    def give_step_up(self) -> None:
         """See `Scope`."""
 
     def turn_off(self) -> None:

@@ -105,6 +105,11 @@ class StepCapture:
         self._recent.clear()
         self._scope.turn_off()
 
+    def give_step_up(self) -> None:
+        """A hook broke off: what it would have seen of this step is missing."""
+        self._passes.give_step_up()
+        self._scope.give_step_up()
+
     def observe(self) -> None:
         """Bring `on_observation` up to date; the passes of an unfinished step wait for it."""
         self._passes.observe()

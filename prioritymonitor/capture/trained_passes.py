@@ -47,6 +47,7 @@ class TrainedPasses:
         self._on_observation = on_observation
         self._waiting: list[Pass] = []
         self._of_step: list[Pass] = []
+        self._is_given_up = False
 
     def add(self, one: Pass) -> None:
         """Add a pass of a step that is not measured."""
@@ -62,7 +63,7 @@ class TrainedPasses:
             True if the passes before it came to nothing, as after an overflow: their gradients were
             reset without a step, and are part of no update.
         """
-        if len(self._of_step) >= _MOST_IN_STEP:
+        if self._is_given_up or len(self._of_step) >= _MOST_IN_STEP:
             self.add(one)
             return False
         discarded = self._take_discarded(one.backward)
@@ -81,13 +82,19 @@ class TrainedPasses:
         self._of_step = [one for one in self._of_step if one.backward == backward]
         return True
 
+    def give_step_up(self) -> None:
+        """The step is not measured; its passes count as visits all the same."""
+        self._is_given_up = True
+        passes, self._of_step = self._of_step, []
+        self._waiting += [one for one in passes if one.observation is None]
+
     def has_step(self) -> bool:
         """Whether passes of a measured step are there."""
         return bool(self._of_step)
 
     def take_step(self) -> tuple[Observation, ...]:
         """Observations of the step that was just made; none unless it is measured."""
-        passes, self._of_step = self._of_step, []
+        passes, self._of_step, self._is_given_up = self._of_step, [], False
         if not passes or self._at_once:
             return tuple(one.observation for one in passes if one.observation is not None)
         kind = passes[0].kind

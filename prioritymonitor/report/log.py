@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ..errors import contained
+from ..errors import contained, described
 from ..records import Columns, Decision
 from .sink import Sink
 
@@ -63,5 +63,5 @@ def _write(level: int, message: str, cause: Exception | None = None) -> None:
 
 def _print_instead(message: str, error: Exception) -> None:
     with contained(lambda _: None):  # a process may have no stderr
-        problem = f"a handler of the log raised {type(error).__name__}: {error}"
+        problem = f"a handler of the log raised {described(error)}"
         print(f"prioritymonitor: {problem}; it was to write: {message}", file=sys.stderr)

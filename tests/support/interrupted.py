@@ -1,7 +1,9 @@
-"""Interruptions at any line, as by Ctrl-C or a signal handler."""
+"""Errors and interruptions at any line, as by a fault, by Ctrl-C or by a signal handler."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,42 +19,78 @@ class Interruption(BaseException):
     """Comes at a line of the package."""
 
 
-def interrupted_at(line: int, function: Callable[[], Any]) -> bool:
+class Interrupter:
+    """Within it, `act` is called where the `line`-th line of the package runs, from 1 on.
+
+    Args:
+        line: The line.
+        act: Raises something; whatever it is comes out of that line.
+    """
+
+    def __init__(self, line: int, act: Callable[[], object]) -> None:
+        self._left = line
+        self._act = act
+        self._before: Any = None
+
+    @property
+    def acted(self) -> bool:
+        """Whether so many lines ran."""
+        return self._left <= 0
+
+    def __enter__(self) -> Interrupter:
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        sys.settrace(self._before)
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            self._left -= 1
+            if self._left == 0:
+                self._act()
+        return self._trace
+
+
+def raising(error: type[BaseException]) -> Callable[[], object]:
+    """Raises it, as a line does that goes wrong."""
+
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def interrupted_at(
+    line: int, function: Callable[[], Any], error: type[BaseException] = Interruption
+) -> bool:
     """Call a function and raise at the `line`-th line of the package that runs, from 1 on.
 
     Returns:
         Whether so many lines ran; False means that the call went through.
     """
-    left = line
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        if event == "line":
-            left -= 1
-            if left == 0:
-                raise Interruption
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with Interrupter(line, raising(error)) as interrupter, contextlib.suppress(error):
         function()
-    except Interruption:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
+    return interrupter.acted
 
 
-def interrupted_everywhere(function: Callable[[], Any]) -> Iterator[int]:
+def interrupted_everywhere(
+    function: Callable[[], Any], error: type[BaseException] = Interruption, stride: int = 1
+) -> Iterator[int]:
     """Call a function again and again, interrupted one line later each time, until it goes through.
+
+    Args:
+        function: The function.
+        error: What is raised.
+        stride: Lines from one interruption to the next.
 
     Yields:
         The number of the line, after each interruption.
     """
-    line = 1
-    while interrupted_at(line, function):
+    for line in itertools.count(1, stride):
+        if not interrupted_at(line, function, error):
+            return
         yield line
-        line += 1

@@ -14,7 +14,7 @@ from ...capture import private
 from ...capture.hooks import Guard, Hook
 from ...capture.parameters import ParameterChanges, is_distributed, trained_parameters
 from ...capture.passes import Forward, Pass
-from ...errors import contained, may_pass
+from ...errors import contained, described, may_pass
 from ...records import GroupGradients, Visits
 from .engine import MakeEngine, TrainedPass
 
@@ -91,9 +91,7 @@ class AllParameters:
     def _failed(self, error: Exception) -> None:
         if not self._has_failed:
             what = "a step was not measured" if may_pass(error) else "statistics of steps are off"
-            self._on_problem(
-                f"{what}, losses, suspects and the stop go on: {type(error).__name__}: {error}"
-            )
+            self._on_problem(f"{what}, losses, suspects and the stop go on: {described(error)}")
             self._ends |= not may_pass(error)
         self._has_failed = True
 
@@ -185,6 +183,10 @@ class AllParameters:
     def discard(self) -> None:
         """See `Scope`."""
         self._engine.discard()
+
+    def give_step_up(self) -> None:
+        """See `Scope`."""
+        self._has_failed = True
 
     def turn_off(self) -> None:
         """See `Scope`."""

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from ...capture import private
 from ...capture.hooks import Guard
 from ...capture.rerun import is_compiled
-from ...errors import PriorityMonitorError, is_from_signal, may_pass
+from ...errors import PriorityMonitorError, described, is_from_signal, may_pass
 from ...records import GroupGradients
 from ..factors import Direct, Factors
 from .broadcasts import SpreadFinder, follow, may_lack_samples
@@ -242,7 +242,7 @@ class ClosedFormEngine:
         except Exception as error:
             if may_pass(error) or is_from_signal(error):
                 raise
-            self._check.leave_out([name], f"{type(error).__name__}: {error}")
+            self._check.leave_out([name], described(error))
 
     # Optimizer step
 

@@ -179,6 +179,9 @@ class FuncEngine:
                 _require_repeatable(begun, is_whole)
                 return rows
             except Exception as error:
+                # `torch.func` fails on its way out of a transform that a signal broke off.
+                if error.__context__ is not None and is_from_signal(error.__context__):
+                    raise error.__context__ from None
                 is_other = isinstance(error, PriorityMonitorError) or may_pass(error)
                 if is_other or is_from_signal(error):
                     raise
