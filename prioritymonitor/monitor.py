@@ -160,7 +160,7 @@ class GradientMonitor:
     @property
     def latest(self) -> dict[str, float]:
         """Statistics of the last measured step by tag, without prefix; empty before the first."""
-        return self._run.steps.meter.peek()
+        return self._run.steps.statistics.peek()
 
     def history(self) -> list[dict[str, Any]]:
         """One record per closed epoch, the first one first; also after the stop.
@@ -235,8 +235,8 @@ class GradientMonitor:
             The epoch they are from; None, and the model unchanged, if no epoch was closed.
 
         Raises:
-            PriorityMonitorError: The monitor was made with `keep_best=None`, or the model has other
-                layers than it had; it is left as it was.
+            PriorityMonitorError: The monitor was made with `keep_best=None`, or the model has got
+                other layers and is left as it is.
         """
         if self._run.settings.keep_best is None:
             raise PriorityMonitorError(
@@ -247,8 +247,7 @@ class GradientMonitor:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, for `torch.load(..., weights_only=True)`.
 
-        Its size is that of the table of samples and of the kept weights. What was measured so far
-        is brought to the disk.
+        It is as large as the table of samples and the kept weights. It brings all to the disk.
         """
         return state_of(self._run)
 
@@ -270,7 +269,7 @@ class GradientMonitor:
     def close(self) -> None:
         """Take every hook off, write what is left, leave model, optimizer and loader as found.
 
-        What was measured can still be read, and `restore_best()` works. If it was interrupted, call
+        What was measured can still be read, and `restore_best()` works. After an interruption, call
         it again.
         """
         _close(self._run, self._process)

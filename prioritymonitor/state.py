@@ -58,7 +58,7 @@ def _state(run: Run) -> dict[str, Any]:
         "epoch": run.epoch,
         "epoch_is_open": run.attached.recorder is not None and run.attached.recorder.is_open,
         "expected_steps": run.expected_steps,
-        "latest": dict(run.steps.meter.latest),
+        "latest": dict(run.steps.statistics.latest),
         "records": [dict(record) for record in run.records],
         "judge": run.judge.state_dict() if run.judge is not None else None,
     }
@@ -77,7 +77,9 @@ def _load(run: Run, state: dict[str, Any]) -> None:
     run.decision = Decision(**state["decision"] | {"reason": reason})
     run.id, run.epoch = str(state["id"]), int(state["epoch"])
     run.expected_steps = float(state["expected_steps"])
-    run.steps.meter.latest = {str(name): float(value) for name, value in state["latest"].items()}
+    run.steps.statistics.latest = {
+        str(name): float(value) for name, value in state["latest"].items()
+    }
     run.records = tuple({key: one[key] for key in RECORD_KEYS} for one in state["records"])
     run.phase = Phase[state["phase"]]
     run.attached.capture.steps = run.steps_at_end = int(state["steps"])

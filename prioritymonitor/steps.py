@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from .errors import contained, described, may_pass
-from .gradients.measured_steps import StepMeter
+from .gradients.measured_steps import StepStatistics
 from .records import Step
 from .report.sinks import Sinks
 from .samples.grouping import Grouping
@@ -32,7 +32,7 @@ class Steps:
         overhead: Callable[[], float],
         say: Callable[[str], None],
     ) -> None:
-        self.meter = StepMeter(overhead)
+        self.statistics = StepStatistics(overhead)
         self._every = every
         self._grouping = grouping
         self._reports = reports
@@ -50,14 +50,14 @@ class Steps:
                 visits = [one.visits for one in step.observations]
                 weight = torch.cat([self._grouping.noisy_weight(some) for some in visits])
                 true_label = torch.cat([self._grouping.true_label(some) for some in visits])
-                self.meter.measure(number, step, weight, true_label)
-        if self.meter.is_full:
+                self.statistics.measure(number, step, weight, true_label)
+        if self.statistics.is_full:
             self.report()
 
     def report(self) -> None:
         """Write what was measured since the last report."""
         with contained(self._failed):
-            for one in self.meter.read():
+            for one in self.statistics.read():
                 self._reports.step(one.values, one.step, one.time)
 
     def _failed(self, error: Exception) -> None:

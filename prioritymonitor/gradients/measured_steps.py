@@ -57,7 +57,7 @@ class StepScalars:
     values: dict[str, float]
 
 
-class StepMeter:
+class StepStatistics:
     """Measures steps without waiting for the device.
 
     Args:

@@ -13,7 +13,7 @@ from prioritymonitor.gradients.groups import (
     segment_moments,
     segment_products,
 )
-from prioritymonitor.gradients.measured_steps import StepMeter
+from prioritymonitor.gradients.measured_steps import StepStatistics
 from prioritymonitor.records import (
     HeadGradients,
     HeadUpdate,
@@ -181,7 +181,7 @@ def largest_tensor(shape, passes=1):
             return out
 
     with Sizes():
-        StepMeter(lambda: 0.0).measure(0, step, weight, labels)
+        StepStatistics(lambda: 0.0).measure(0, step, weight, labels)
     return max(sizes)
 
 
@@ -214,7 +214,7 @@ def test_one_pass_and_its_halves_have_the_same_statistics(shape):
     ]
     found = []
     for observations in (step.observations, tuple(halves)):
-        meter = StepMeter(lambda: 0.0)
+        meter = StepStatistics(lambda: 0.0)
         meter.measure(0, Step(observations, step.head_update), weight, labels)
         found.append(meter.read()[0].values)
     assert found[0] == pytest.approx(found[1], rel=1e-4, nan_ok=True)
@@ -224,7 +224,7 @@ def test_a_group_of_one_sample_has_no_population_in_single_precision():
     step, weight, labels = a_step((512, None, 10, 64))
     weight = torch.zeros_like(weight)
     weight[5] = 1
-    meter = StepMeter(lambda: 0.0)
+    meter = StepStatistics(lambda: 0.0)
     meter.measure(0, step, weight, labels)
     latest = meter.read()[0].values
     assert latest["dominance_ratio"] > 0

@@ -18,7 +18,7 @@ from prioritymonitor import (
     StopRule,
     corrupt_labels,
 )
-from prioritymonitor.gradients.measured_steps import StepMeter
+from prioritymonitor.gradients.measured_steps import StepStatistics
 from prioritymonitor.samples.history import SampleHistory
 from tests.support.cases import INPUTS, make_data, make_loader, mlp
 
@@ -310,7 +310,7 @@ def test_a_failure_inside_keeps_what_was_measured(said, monkeypatch):
 
 
 def test_statistics_of_steps_that_fail_end_nothing_else(said, monkeypatch):
-    monkeypatch.setattr(StepMeter, "measure", lambda *a: 1 / 0)
+    monkeypatch.setattr(StepStatistics, "measure", lambda *a: 1 / 0)
     monitor, _ = train()
     assert monitor.decision.reason is not StopReason.FAILED
     assert len(monitor.history()) == 2

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 from prioritymonitor.capture.observer import Observer
-from prioritymonitor.gradients.measured_steps import StepMeter
+from prioritymonitor.gradients.measured_steps import StepStatistics
 
 
 class Observed:
@@ -25,7 +25,7 @@ class Observed:
 def observing():
     """Collects observations and measured steps of all monitors."""
     seen = Observed()
-    observe, measure = Observer.__call__, StepMeter.measure
+    observe, measure = Observer.__call__, StepStatistics.measure
 
     def observed(observer, passes):
         seen.observations.append(observe(observer, passes))
@@ -36,5 +36,8 @@ def observing():
         seen.weights.append(noisy_weight)
         return measure(meter, number, step, noisy_weight, true_label)
 
-    with patch.object(Observer, "__call__", observed), patch.object(StepMeter, "measure", measured):
+    with (
+        patch.object(Observer, "__call__", observed),
+        patch.object(StepStatistics, "measure", measured),
+    ):
         yield seen
