@@ -140,9 +140,9 @@ class GradientMonitor:
                 max_tracked=max_tracked,
             )
         )
-        # Runs when nobody refers to the monitor any more, and at the exit of the process; made before
-        # hooks are, so that none is left. They refer to the run only, so a notebook cell that is
-        # run again lets go of the old monitor.
+        # Runs when nobody refers to the monitor any more, and at the exit of the process; made
+        # before hooks are, so that none is left. They refer to the run only, so a notebook cell
+        # that is run again lets go of the old monitor.
         self._process = os.getpid()
         self._closer = weakref.finalize(self, _close, self._run, self._process)
         self._run.attach(model, optimizer, train_loader)
