@@ -109,7 +109,7 @@ class Judge:
         if not was_judged:  # then this epoch is the best so far
             table.judge()
         record["noise_rate"] = _known(table.noise_rate)
-        decision = before if before.stop else self._decide([*earlier, record], before)
+        decision = before if before.stop else self._decide([*earlier, record])
         is_best = not before.stop and self._is_best(decision, record["epoch"])
         if is_best and was_judged:
             table.judge()
@@ -117,12 +117,15 @@ class Judge:
         record |= {name: _known(value) for name, value in known.items()}
         return self._with_weights(decision, is_best)
 
-    def _decide(self, history: list[Record], before: Decision) -> Decision:
-        reason = StopReason.RULE_FAILED
-        decision = Decision(False, reason, len(history), before.best_epoch, reason.value)
+    def _decide(self, history: list[Record]) -> Decision:
         with self._alone("stop="):
-            decision = _checked(self._rule([dict(record) for record in history]))
-        return decision
+            return _checked(self._rule([dict(record) for record in history]))
+        reason = StopReason.RULE_FAILED
+        with self._alone(
+            "the best epoch"
+        ):  # by the rule that only measures, so that weights are kept
+            return replace(measure_only(history), reason=reason, message=reason.value)
+        return Decision(False, reason, len(history), None, reason.value)
 
     def _is_best(self, decision: Decision, epoch: int) -> bool:
         """Whether the best epoch's weights are those of now; an average trails by its lag."""

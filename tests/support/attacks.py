@@ -264,6 +264,7 @@ class Faulted:
     """A run in which one line of the package went wrong."""
 
     happened: bool
+    reached_the_loop: bool
     is_unharmed: bool
     """Whether training came out bit for bit as without a monitor."""
     ended: bool
@@ -283,8 +284,12 @@ def fault_run(setting: str, line: int, plain: dict[str, Any], error: type[Except
     """
     run = SmallRun()
     monitor = run.watched(**SETTINGS[setting])
+    reached = False
     with Interrupter(line, raising(error)) as interrupter:
-        run.train(4)
+        try:
+            run.train(4)
+        except error:
+            reached = True
         is_on = monitor.decision.reason is not StopReason.FAILED
     try:
         assert_identical(run.result(), plain)
@@ -301,7 +306,7 @@ def fault_run(setting: str, line: int, plain: dict[str, Any], error: type[Except
     if "dominance_ratio" not in monitor.latest:
         lost.append("steps")
     monitor.close()
-    return Faulted(interrupter.acted, is_unharmed, not is_on, " ".join(lost))
+    return Faulted(interrupter.acted, reached, is_unharmed, not is_on, " ".join(lost))
 
 
 def plain_result(epochs: int = 4) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import prioritymonitor
@@ -45,7 +44,9 @@ class Interrupter:
     def __exit__(self, *exception: object) -> None:
         sys.settrace(self._before)
 
-    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+    def _trace(self, *called: Any) -> Any:
+        # Not by name: a function that gets the frame it interrupts looks like a signal handler.
+        frame, event, _ = called
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         if event == "line":

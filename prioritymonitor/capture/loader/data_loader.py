@@ -12,8 +12,16 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from ...errors import contained
 from .. import private
-from .iterators import Listener, RecordingSampler, is_recording, record, release
+from .iterators import (
+    Listener,
+    RecordingSampler,
+    is_recording,
+    lose_identity,
+    record,
+    release,
+)
 
 _NOTHING: Any = object()
 
@@ -118,7 +126,8 @@ class WatchedIterators(_Shadow):
         # Two threads would take each other's sampler for the loader's own.
         with self._one_at_a_time:
             iterator = self._drawing_from_a_recording_sampler()
-        self._follow(iterator)
+        with contained(functools.partial(lose_identity, self._listeners)):
+            self._follow(iterator)
         return iterator
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from ...errors import contained
 from .. import private
 from .handed_out import Traversal
 
@@ -73,16 +74,24 @@ class RecordingSampler:
         traversal = self._traversal
         if traversal is None:  # begun before anyone listened
             return
-        drawn = traversal.drawn_for_batch(self._ahead(iterator))
-        traversal.handed_out += 1
-        for listener in list(self.listeners):
-            listener.batch_begins(traversal, drawn, batch)
+        with contained(functools.partial(lose_identity, self.listeners)):
+            drawn = traversal.drawn_for_batch(self._ahead(iterator))
+            traversal.handed_out += 1
+            for listener in list(self.listeners):
+                listener.batch_begins(traversal, drawn, batch)
 
     def ran_out(self) -> None:
         """The iterator has no more batches."""
-        for listener in list(self.listeners):
-            if self._traversal is not None:
-                listener.traversal_ends(self._traversal)
+        with contained(functools.partial(lose_identity, self.listeners)):
+            for listener in list(self.listeners):
+                if self._traversal is not None:
+                    listener.traversal_ends(self._traversal)
+
+
+def lose_identity(listeners: list[Listener], error: Exception) -> None:
+    """Tell that a failure of ours keeps the loader from being followed."""
+    for listener in list(listeners):
+        listener.lose_identity(f"following its batches failed ({type(error).__name__}: {error})")
 
 
 class _Draws:
