@@ -259,6 +259,12 @@ def polling(monitor: GradientMonitor, *more: Callable[[], object]) -> Iterator[l
 # Faults in the middle of training
 
 
+_BETWEEN = tuple(
+    f"capture/{name}.py" for name in ("hooks", "private", "loader/iterators", "loader/data_loader")
+)
+"""What stands between the loop and all that may fail: it reads attributes, appends and calls."""
+
+
 @dataclass
 class Faulted:
     """A run in which one line of the package went wrong."""
@@ -285,7 +291,7 @@ def fault_run(setting: str, line: int, plain: dict[str, Any], error: type[Except
     run = SmallRun()
     monitor = run.watched(**SETTINGS[setting])
     reached = False
-    with Interrupter(line, raising(error)) as interrupter:
+    with Interrupter(line, raising(error), _BETWEEN) as interrupter:
         try:
             run.train(4)
         except error:

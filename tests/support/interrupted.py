@@ -24,11 +24,15 @@ class Interrupter:
     Args:
         line: The line.
         act: Raises something; whatever it is comes out of that line.
+        leaving_out: Ends of the names of files whose lines don't count.
     """
 
-    def __init__(self, line: int, act: Callable[[], object]) -> None:
+    def __init__(
+        self, line: int, act: Callable[[], object], leaving_out: tuple[str, ...] = ()
+    ) -> None:
         self._left = line
         self._act = act
+        self._leaving_out = leaving_out
         self._before: Any = None
 
     @property
@@ -47,7 +51,8 @@ class Interrupter:
     def _trace(self, *called: Any) -> Any:
         # Not by name: a function that gets the frame it interrupts looks like a signal handler.
         frame, event, _ = called
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        file = frame.f_code.co_filename
+        if not file.startswith(PACKAGE) or file.endswith(self._leaving_out):
             return None
         if event == "line":
             self._left -= 1
