@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prioritymonitor import StopReason
-from prioritymonitor.gradients.measured_steps import StepMeter
+from prioritymonitor.gradients.measured_steps import StepStatistics
 from prioritymonitor.samples.history import SampleHistory
 from prioritymonitor.stopping.kept_weights import WeightKeeper
 from tests.support.attacks import Fault, fault_run, plain_result
@@ -45,7 +45,7 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("no memory left")
 
 
 def test_an_out_of_memory_in_the_statistics_costs_one_step(monkeypatch, said):
-    monkeypatch.setattr(StepMeter, "measure", failing(StepMeter.measure, OUT_OF_MEMORY, 1))
+    monkeypatch.setattr(StepStatistics, "measure", failing(StepStatistics.measure, OUT_OF_MEMORY, 1))
     run = SmallRun()
     monitor = run.watched(every=1)
     run.train(2)
@@ -58,7 +58,7 @@ def test_an_out_of_memory_in_the_statistics_costs_one_step(monkeypatch, said):
 
 @pytest.mark.parametrize("error", [OUT_OF_MEMORY, ZeroDivisionError("statistics")])
 def test_statistics_that_fail_for_ever_leave_losses_suspects_and_the_stop(error, monkeypatch):
-    monkeypatch.setattr(StepMeter, "measure", failing(StepMeter.measure, error, 10**6))
+    monkeypatch.setattr(StepStatistics, "measure", failing(StepStatistics.measure, error, 10**6))
     run = SmallRun()
     monitor = run.watched(every=1)
     run.train(6)
