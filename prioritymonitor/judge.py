@@ -79,7 +79,7 @@ class Judge:
 
     def count_steps(self, before: float) -> float:
         """How many optimizer steps the epoch had that ends now; `before` where nobody counted."""
-        return max(self.keeper.end_epoch(), 1) if self.keeper is not None else before
+        return float(max(self.keeper.end_epoch(), 1)) if self.keeper is not None else before
 
     def end_epoch(self, record: Record, earlier: tuple[Record, ...], before: Decision) -> Decision:
         """Close an epoch of the samples, fill in its record, and decide.
@@ -92,8 +92,10 @@ class Judge:
         Raises:
             SamplesMixedUp: Samples showed other labels than before.
         """
-        table, epoch = self.table, self.table.end_epoch()
+        table, past = self.table, self.table.history.past
+        epoch = table.end_epoch()
         if epoch.relabelled > _MOST_RELABELLED * table.history.size:
+            table.history.past = past
             if len(earlier) < 2:  # what was known of them before was never checked
                 table.forget()
             raise SamplesMixedUp(

@@ -53,7 +53,7 @@ class Changing:
     def __iter__(self):
         for index in range(60):
             self.left -= 1
-            yield index if self.left >= 0 else (index,)
+            yield index if self.left >= 0 else (index, 0)
 
     def __len__(self):
         return 60

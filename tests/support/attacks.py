@@ -259,9 +259,8 @@ def polling(monitor: GradientMonitor, *more: Callable[[], object]) -> Iterator[l
 # Faults in the middle of training
 
 
-_BETWEEN = tuple(
-    f"capture/{name}.py" for name in ("hooks", "private", "loader/iterators", "loader/data_loader")
-)
+_LOADER = ("loader/iterators", "loader/data_loader", "loader/handed_out")
+_BETWEEN = tuple(f"capture/{name}.py" for name in ("hooks", "private", *_LOADER))
 """What stands between the loop and all that may fail: it reads attributes, appends and calls."""
 
 
