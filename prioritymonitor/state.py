@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArgumentValueError, described, is_from_signal
+from .errors import ArgumentValueError, described, exactly, is_from_signal
 from .records import Decision, Phase, StopReason
 from .tags import RECORD_KEYS
 
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from .run import Run
 
 VERSION = 3
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(RECORD_KEYS, (float, NoneType)),
+    **dict.fromkeys(("samples_seen", "best_epoch"), (int, NoneType)),
+    **dict.fromkeys(("epoch", "step"), (int,)),
+    **{"time": (float,), "stop": (bool,), "reason": (str,)},
+}
+"""Of what each record holds."""
 
 
 def state_dict(run: Run) -> dict[str, Any]:
@@ -73,19 +82,36 @@ def _load(run: Run, state: dict[str, Any]) -> None:
         )
     if run.judge is not None:
         run.judge.load_state_dict(state["judge"])
-    reason = StopReason[state["decision"]["reason"]]
-    run.decision = Decision(**state["decision"] | {"reason": reason})
-    run.id, run.epoch = str(state["id"]), int(state["epoch"])
-    run.expected_steps = float(state["expected_steps"])
+    run.decision = _decision(state["decision"])
+    run.id, run.epoch = exactly(state["id"], str), exactly(state["epoch"], int)
+    run.expected_steps = exactly(state["expected_steps"], float)
     run.steps.statistics.latest = {
-        str(name): float(value) for name, value in state["latest"].items()
+        exactly(name, str): exactly(value, float) for name, value in state["latest"].items()
     }
-    run.records = tuple({key: one[key] for key in RECORD_KEYS} for one in state["records"])
+    run.records = tuple(_record(one) for one in state["records"])
+    if len(run.records) != run.epoch:
+        raise ArgumentValueError(f"got {len(run.records)} records for {run.epoch} epochs")
     run.phase = Phase[state["phase"]]
-    run.attached.capture.steps = run.steps_at_end = int(state["steps"])
+    run.attached.capture.steps = run.steps_at_end = exactly(state["steps"], int)
     if run.attached.recorder is not None:
-        run.attached.recorder.resume(bool(state["epoch_is_open"]))
+        run.attached.recorder.resume(exactly(state["epoch_is_open"], bool))
     if run.phase is Phase.IDENTITY_LOST:
         run.grouping.forget_samples()
     if run.phase is Phase.FAILED:
         run.attached.capture.turn_off()
+
+
+def _decision(state: dict[str, Any]) -> Decision:
+    return Decision(
+        stop=exactly(state["stop"], bool),
+        reason=StopReason[state["reason"]],
+        epoch=exactly(state["epoch"], int),
+        best_epoch=exactly(state["best_epoch"], int, NoneType),
+        message=exactly(state["message"], str),
+    )
+
+
+def _record(state: dict[str, Any]) -> dict[str, Any]:
+    record = {key: exactly(state[key], *_TYPES[key]) for key in RECORD_KEYS}
+    StopReason[record["reason"]]  # a name that there is
+    return record

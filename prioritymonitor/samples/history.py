@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentValueError
+from ..errors import ArgumentValueError, exactly
 from ..records import Visits
 
 _SUBSET_SEED = 20230605
@@ -199,8 +199,8 @@ class SampleHistory:
             name: like(state[name.removeprefix("_")], getattr(self, name))
             for name in ("_initial", "_epoch", "_labels")
         }
-        relabelled = _full((), int(state["relabelled"]), torch.int64)
-        self._began = bool(state["began"])
+        relabelled = _full((), exactly(state["relabelled"], int), torch.int64)
+        self._began = exactly(state["began"], bool)
         self.past, self._relabelled = Past(**past), relabelled
         vars(self).update(running)
 

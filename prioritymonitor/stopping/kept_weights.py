@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..errors import ArgumentValueError, PriorityMonitorError
+from ..errors import ArgumentValueError, PriorityMonitorError, exactly
 
 AVERAGED_EPOCHS = 1.3
 """Horizon of the exponential average, in epochs of optimizer steps."""
@@ -19,6 +20,8 @@ AVERAGE_LAG = 1
 
 _UPDATES_PER_EPOCH = 20
 """How often the average is brought up to date; more often costs time and changes nothing."""
+
+_HALF = (torch.float16, torch.bfloat16)
 
 Weights = dict[str, Tensor]
 
@@ -88,8 +91,7 @@ class WeightKeeper:
         groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         for name, current in _weights(self._model).items():
             # Half precision would round small steps of the average away.
-            half = current.dtype in (torch.float16, torch.bfloat16)
-            dtype = torch.float32 if half else current.dtype
+            dtype = torch.float32 if current.dtype in _HALF else current.dtype
             if name not in self._average:
                 self._average[name] = current.detach().to(dtype, copy=True)
             average = self._average[name] = self._average[name].to(current.device)
@@ -162,24 +164,33 @@ class WeightKeeper:
         """
         for tables in (state["kept"], state["average"]):
             self._check(tables)
-        self.epoch = state["epoch"]
+        self.epoch = exactly(state["epoch"], int, NoneType)
+        if (self.epoch is None) != (not state["kept"]):
+            raise ArgumentValueError("got a damaged state: kept weights without their epoch")
         self._kept = {name: tensor.cpu() for name, tensor in state["kept"].items()}
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
-        self._steps = int(state["steps"])
-        self._steps_behind = int(state["steps_behind"])
-        self._steps_in_epoch = int(state["steps_in_epoch"])
-        self._expected_steps = float(state["expected_steps"])
-        self._frozen = bool(state["frozen"])
+        self._steps = exactly(state["steps"], int)
+        self._steps_behind = exactly(state["steps_behind"], int)
+        self._steps_in_epoch = exactly(state["steps_in_epoch"], int)
+        self._expected_steps = float(exactly(state["expected_steps"], int, float))
+        self._frozen = exactly(state["frozen"], bool)
         self._pairs = None
 
     def _check(self, weights: Weights) -> None:
         current = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
         for name, tensor in weights.items():
-            if name not in current or current[name].shape != tensor.shape:
+            own = current.get(name)
+            if own is None or own.shape != tensor.shape or not _fits(tensor, own):
                 raise ArgumentValueError(
-                    f"got the state of a model with a weight {name} of shape "
-                    f"{list(tensor.shape)}, which this one has not; resume with the same model"
+                    f"got the state of a model with a weight {name} of shape {list(tensor.shape)} "
+                    f"and {tensor.dtype}, which this one has not; resume with the same model"
                 )
+
+
+def _fits(weight: Tensor, current: Tensor) -> bool:
+    """Whether its type is that of the model, or of an average of it."""
+    is_average = current.dtype in _HALF and weight.dtype == torch.float32
+    return is_average or weight.dtype == current.dtype
 
 
 def _weights(model: nn.Module) -> Weights:

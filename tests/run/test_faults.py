@@ -45,7 +45,9 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("no memory left")
 
 
 def test_an_out_of_memory_in_the_statistics_costs_one_step(monkeypatch, said):
-    monkeypatch.setattr(StepStatistics, "measure", failing(StepStatistics.measure, OUT_OF_MEMORY, 1))
+    monkeypatch.setattr(
+        StepStatistics, "measure", failing(StepStatistics.measure, OUT_OF_MEMORY, 1)
+    )
     run = SmallRun()
     monitor = run.watched(every=1)
     run.train(2)

@@ -260,7 +260,7 @@ def polling(monitor: GradientMonitor, *more: Callable[[], object]) -> Iterator[l
 
 
 _LOADER = ("loader/iterators", "loader/data_loader", "loader/handed_out")
-_BETWEEN = tuple(f"capture/{name}.py" for name in ("hooks", "private", *_LOADER))
+_BETWEEN = ("errors.py", *(f"capture/{name}.py" for name in ("hooks", "private", *_LOADER)))
 """What stands between the loop and all that may fail: it reads attributes, appends and calls."""
 
 
