@@ -9,7 +9,9 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
+from prioritymonitor.gradients.parameters.calls import TrainedCall
 from prioritymonitor.gradients.parameters.closed_form import ClosedFormEngine
+from prioritymonitor.gradients.parameters.layer_hooks import LayerHooks
 from prioritymonitor.samples.history import SampleHistory
 from tests.capture.test_any_loop import followed, make_step
 from tests.support.cases import CLASSES, INPUTS
@@ -97,7 +99,16 @@ def fail(*args, **kwargs):
 
 
 @kinds
-@pytest.mark.parametrize("place", ["_finish", "backward_began", "_factors"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        (LayerHooks, "end_pass"),
+        (ClosedFormEngine, "backward_began"),
+        (ClosedFormEngine, "step_begins"),
+        (TrainedCall, "by_sample"),
+    ],
+    ids=lambda place: place[1],
+)
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_failure_of_ours_leaves_the_second_computation_whole(
     place, every, reentrant, monkeypatch, said
@@ -111,7 +122,7 @@ def test_a_failure_of_ours_leaves_the_second_computation_whole(
         for number, (x, y, _) in enumerate(run.loader):
             run.optimizer.zero_grad()
             if is_watched and number == 1:
-                monkeypatch.setattr(ClosedFormEngine, place, fail)
+                monkeypatch.setattr(*place, fail)
             F.cross_entropy(run.model(x), y).backward()
             run.optimizer.step()
         gradients.append([p.grad for p in run.model.parameters()])

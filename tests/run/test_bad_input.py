@@ -333,3 +333,71 @@ def test_a_training_set_of_one_class_is_survived():
     assert len(monitor.history()) == 2
     assert monitor.decision.reason is StopReason.CLEAN_DOMINATES
     monitor.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"k": -1}, ArgumentValueError, "k=-1"),
+        ({"k": 1.5}, ArgumentTypeError, "k=1.5"),
+        ({"min_score": 2}, ArgumentValueError, "min_score"),
+        ({"min_score": "all"}, ArgumentTypeError, "min_score"),
+    ],
+)
+def test_suspects_refuses_nonsense(wrong, error, message):
+    monitor, _ = train()
+    with pytest.raises(error, match=message):
+        monitor.suspects(**wrong)
+    assert monitor.suspects(0) == []
+    monitor.close()
+
+
+def test_an_empty_log_dir_is_no_folder():
+    with pytest.raises(ArgumentValueError, match="log_dir"):
+        make(log_dir="")
+
+
+def test_a_data_set_that_grows_is_measured_and_its_new_samples_are_said(said):
+    class Growing(torch.utils.data.Dataset):
+        samples = 60
+
+        def __len__(self):
+            return self.samples
+
+        def __getitem__(self, index):
+            return torch.ones(INPUTS) * index, index % 5
+
+    data, model = Growing(), mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    loader = DataLoader(data, batch_size=10, shuffle=True)
+    monitor = GradientMonitor(model, optimizer, loader)
+    for _ in range(3):
+        for x, y in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        data.samples = 80
+    assert monitor.decision.reason is not StopReason.FAILED
+    assert len(monitor.history()) == 3
+    assert len(monitor.samples()["index"]) == 60
+    assert sum("not all samples are followed" in message for message in said()) == 1
+    monitor.close()
+
+
+def test_a_default_device_that_holds_no_data_does_not_matter(said):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    loader = make_loader(make_data(torch.float32), batch_size=10)
+    with torch.device("meta"):
+        monitor = GradientMonitor(model, optimizer, loader, every=1)
+    for _ in range(2):
+        for x, y, _ in loader:  # the loader itself can't be iterated over under such a default
+            with torch.device("meta"):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+    with torch.device("meta"):
+        assert len(monitor.suspects(min_score=0)) == 60
+        assert "dominance_ratio" in monitor.latest
+        monitor.close()
+    assert not said()

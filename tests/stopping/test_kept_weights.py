@@ -184,3 +184,14 @@ def test_an_infinite_buffer_stays_as_it_is():
     keeper.keep(1)
     keeper.restore()
     assert model.mask.tolist() == [0.0, float("-inf")]
+
+
+def test_a_head_that_was_replaced_is_named_and_no_layer_is_overwritten():
+    model = mlp()
+    monitor = train(model, 3)
+    model[2] = nn.Sequential(nn.Linear(8, 5))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(PriorityMonitorError, match=r"2\.weight.*left as it is"):
+        monitor.restore_best()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    monitor.close()

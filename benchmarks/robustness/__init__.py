@@ -1,0 +1,1 @@
+"""What the monitor does to training when something goes wrong."""
