@@ -44,11 +44,9 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observation:
 
     # Everything else follows from three products per sample.
     products = Products(gradient, residual)
-    error, silent = products.square.sqrt(), products.energy == 0
-    strength = products.along.sum(1) / products.square.masked_fill(silent, 0).sum(1)
-    # A row without any gradient is ignored by the loss, unless it would have rounded to zero.
+    error = products.square.sqrt()
     least = max(given_type.tiny, own_type.tiny**0.5)
-    ignored = silent & (strength.unsqueeze(1) * error > least)
+    strength, ignored = _strength(products, error, least)
     products.square.masked_fill_(ignored, 0)
     counted = (~ignored).to(logits.dtype)
     rounding = (4 * given_type.eps) ** 2
@@ -66,16 +64,20 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observation:
             counted=(~ignored & finite.unsqueeze(1)).flatten(),
             targets=TargetKind.ONE,
         ),
-        PassHealth(
-            finite=finite,
-            in_range=torch.ones_like(finite),
-            unexplained=scale.unexplained,
-        ),
+        PassHealth(finite, in_range=torch.ones_like(finite), unexplained=scale.unexplained),
         HeadGradients(
             residual=residual.mul_(weight.unsqueeze(2)).flatten(0, 1),
             strength=scale.strength,
         ),
     )
+
+
+def _strength(products: Products, error: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """One factor `s` for all rows, `[K]`, and which rows the loss ignores, `[K, R]`."""
+    silent = products.energy == 0
+    strength = products.along.sum(1) / products.square.masked_fill(silent, 0).sum(1)
+    # A row without any gradient is ignored by the loss, unless it would have rounded to zero.
+    return strength, silent & (strength.unsqueeze(1) * error > least)
 
 
 class _Scale(NamedTuple):
