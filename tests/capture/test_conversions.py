@@ -18,10 +18,9 @@ def _swapping():
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_parameters_may_be_exchanged(setting, said):
     run = SmallRun()
-    monitor = run.watched(**SETTINGS[setting])
+    monitor = run.watched(**SETTINGS[setting] | {"every": 1})
     run.train()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.model.double()
+    run.model.double()  # with the gradients of a measured step
     assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float64}
     run.optimizer.state.clear()
     for x, y, _index in run.loader:

@@ -7,17 +7,18 @@ import torch
 
 from prioritymonitor import StopReason, StopRule
 from prioritymonitor.records import Phase
-from prioritymonitor.samples.table import SampleTable
+from prioritymonitor.samples.history import SampleHistory
 from tests.support.cases import make_data, make_loader
 from tests.support.small_run import SmallRun, measured
 
 
-def test_a_failure_at_an_epochs_end_writes_no_record_and_keeps_no_weights(monkeypatch):
+@pytest.mark.parametrize("place", ["record", "end_epoch"])
+def test_a_failure_at_an_epochs_end_writes_no_record_and_keeps_no_weights(place, monkeypatch):
     run = SmallRun()
-    monitor = run.watched()
+    monitor = run.watched(every=100)  # visits wait for the epoch's end
     run.train(2)
     before, best = measured(monitor)["history"], monitor.best_epoch
-    monkeypatch.setattr(SampleTable, "end_epoch", lambda table: 1 / 0)
+    monkeypatch.setattr(SampleHistory, place, lambda *arguments: 1 / 0)
     run.train(2)
     assert monitor.decision.reason is StopReason.FAILED
     assert measured(monitor)["history"] == before
@@ -30,7 +31,7 @@ def test_a_failure_is_remembered_by_a_resumed_run(monkeypatch):
     monitor = run.watched()
     run.train(2)
     with monkeypatch.context() as patch:
-        patch.setattr(SampleTable, "record", lambda *arguments: 1 / 0)
+        patch.setattr(SampleHistory, "record", lambda *arguments: 1 / 0)
         run.train(2)
     state = monitor.state_dict()
     monitor.close()

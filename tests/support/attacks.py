@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import random
 import signal
 import threading
@@ -174,6 +175,7 @@ def alarm_run(kind: str, setting: str | None, steps: int, within: float, seed: i
             batch = next(batches)
         run.step(*batch[:2])
 
+    gc.disable()  # what comes in a callback of the collector is dropped by Python itself
     try:
         for _ in range(steps):
             signal.signal(signal.SIGALRM, alarms.kinds[kind])
@@ -187,6 +189,7 @@ def alarm_run(kind: str, setting: str | None, steps: int, within: float, seed: i
                 told.without_gradients += 1
         told.raised = alarms.raised
     finally:
+        gc.enable()
         signal.signal(signal.SIGALRM, before)
     torch.set_grad_enabled(True)
     epochs = len(monitor.history()) if monitor is not None else 0
