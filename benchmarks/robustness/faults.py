@@ -107,7 +107,7 @@ def _same(one: Any, other: Any) -> bool:
     return True
 
 
-def faults(runs: int) -> dict[str, Any]:
+def faults(runs: int, leaving_out: tuple[str, ...]) -> dict[str, Any]:
     """One error at a random line of the package while a model is trained."""
     told: dict[str, Any] = {}
     plain, lines = attacks.plain_result(), random.Random(0)
@@ -115,12 +115,12 @@ def faults(runs: int) -> dict[str, Any]:
         counts: Counter[str] = Counter()
         for _ in range(runs):
             line = int(10 ** lines.uniform(0, 3.8))
-            one = attacks.fault_run(setting, line, plain, attacks.Fault)
+            one = attacks.fault_run(setting, line, plain, attacks.Fault, leaving_out)
             if one.happened:
                 counts.update(
                     made=1,
                     reached_the_loop=one.reached_the_loop,
-                    harmed_training=not one.is_unharmed,
+                    harmed_training=not (one.is_unharmed or one.reached_the_loop),
                     ended_measuring=one.ended,
                 )
         told[setting] = dict(counts)
@@ -145,7 +145,11 @@ def main() -> None:
             "close, Ctrl-C": closing(folder / "left", KeyboardInterrupt, chosen.stride),
         }
     results["threads"] = threads(chosen.threads)
-    by_setting = {"signals": signals(chosen.signals), "faults": faults(chosen.faults)}
+    by_setting = {
+        "signals": signals(chosen.signals),
+        "faults": faults(chosen.faults, leaving_out=attacks.BETWEEN),
+        "faults, every line": faults(chosen.faults, leaving_out=()),
+    }
     flat = results | {
         f"{attack}, {setting}": counts
         for attack, told in by_setting.items()

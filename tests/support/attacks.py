@@ -263,7 +263,7 @@ def polling(monitor: GradientMonitor, *more: Callable[[], object]) -> Iterator[l
 
 
 _LOADER = ("loader/iterators", "loader/data_loader", "loader/handed_out")
-_BETWEEN = ("errors.py", *(f"capture/{name}.py" for name in ("hooks", "private", *_LOADER)))
+BETWEEN = ("errors.py", *(f"capture/{name}.py" for name in ("hooks", "private", *_LOADER)))
 """What stands between the loop and all that may fail: it reads attributes, appends and calls."""
 
 
@@ -281,7 +281,13 @@ class Faulted:
     """Which part of the record of the last epochs is missing; empty: none."""
 
 
-def fault_run(setting: str, line: int, plain: dict[str, Any], error: type[Exception]) -> Faulted:
+def fault_run(
+    setting: str,
+    line: int,
+    plain: dict[str, Any],
+    error: type[Exception],
+    leaving_out: tuple[str, ...] = BETWEEN,
+) -> Faulted:
     """Train for four epochs with a fault at a line of the package.
 
     Args:
@@ -289,11 +295,12 @@ def fault_run(setting: str, line: int, plain: dict[str, Any], error: type[Except
         line: Which of those that run after the monitor was made.
         plain: `SmallRun.result()` without a monitor.
         error: The fault.
+        leaving_out: Ends of the names of files where nothing goes wrong.
     """
     run = SmallRun()
     monitor = run.watched(**SETTINGS[setting])
     reached = False
-    with Interrupter(line, raising(error), _BETWEEN) as interrupter:
+    with Interrupter(line, raising(error), leaving_out) as interrupter:
         try:
             run.train(4)
         except error:
