@@ -123,9 +123,8 @@ class Judge:
         with self._alone("stop="):
             return _checked(self._rule([dict(record) for record in history]))
         reason = StopReason.RULE_FAILED
-        with self._alone(
-            "the best epoch"
-        ):  # by the rule that only measures, so that weights are kept
+        # By the rule that only measures, so that weights are kept.
+        with self._alone("the best epoch"):
             return replace(measure_only(history), reason=reason, message=reason.value)
         return Decision(False, reason, len(history), None, reason.value)
 

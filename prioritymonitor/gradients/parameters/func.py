@@ -113,9 +113,7 @@ class FuncEngine:
 
     def backward_began(self, trained: TrainedPass) -> None:
         """Keep the pass until it is known to be part of a step."""
-        parameters = self._parameters()
-        if self._check.is_due(parameters):
-            self._check.expect(parameters, trained)
+        self._check.expect_if_due(self._parameters(), trained)
         args, kwargs = pytree.tree_map(_detached, (trained.args, trained.kwargs))
         if len(trained.gradient):
             self._passes.append(replace(trained, args=args, kwargs=kwargs))

@@ -142,9 +142,7 @@ class OpacusEngine:
 
     def backward_began(self, trained: TrainedPass) -> None:
         """Wait for the end of the backward pass, before anyone can reset what it brings."""
-        parameters = self._parameters()
-        if self._check.is_due(parameters):
-            self._check.expect(parameters, trained)
+        self._check.expect_if_due(self._parameters(), trained)
         backward = private.backward_pass()
         if backward != self._backward:
             self._backward, self._in_backward = backward, []

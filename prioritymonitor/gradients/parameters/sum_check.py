@@ -70,8 +70,7 @@ class SumCheck:
         """Whether the sums of a parameter have been found right."""
         return name in self._checked
 
-    def is_due(self, names: Iterable[str]) -> bool:
-        """Whether any of these parameters is to be checked in this step."""
+    def _is_due(self, names: Iterable[str]) -> bool:
         return any(self.wants(name) and name not in self._checked for name in names)
 
     def forward_done(self) -> None:
@@ -98,6 +97,11 @@ class SumCheck:
         self._tolerance = max(self._tolerance, tolerance)
         self.is_shared |= not self._totals.expect(parameters, trained.strength)
 
+    def expect_if_due(self, parameters: dict[str, nn.Parameter], trained: TrainedPass) -> None:
+        """The same, where any of the parameters is to be checked in this step."""
+        if self._is_due(parameters):
+            self.expect(parameters, trained)
+
     def compare(self, sums: dict[str, tuple[Tensor, Tensor]]) -> None:
         """The backward passes of the step are over.
 
@@ -106,7 +110,7 @@ class SumCheck:
         """
         totals = self.totals
         if totals and not self.is_shared:
-            self._compare_layers({n: sums[n] for n in sums if n in totals and self.is_due([n])})
+            self._compare_layers({n: sums[n] for n in sums if n in totals and self._is_due([n])})
             unseen = [n for n in totals if n not in sums and _is_any(totals[n])]
             self.leave_out(unseen, "no layer that can be measured was seen to use it")
         self._steps += 1
