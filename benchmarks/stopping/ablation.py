@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.environment import write_results
 from benchmarks.jobs import completed
-from benchmarks.stopping.runs.cache import add_run_options, path_of
-from benchmarks.stopping.runs.settings import Setting, settings
+from benchmarks.stopping.runs.cache import CACHE, path_of
+from benchmarks.stopping.runs.settings import SEEDS, Setting, settings
 from benchmarks.stopping.runs.variants import VARIANTS, visits_of
 from benchmarks.tables import print_table
 
@@ -33,7 +33,9 @@ class Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_run_options(parser)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="the recordings")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     recorded = [
         setting

@@ -16,13 +16,7 @@ import torch
 
 from benchmarks.data.images import add_data_option
 from benchmarks.environment import write_results
-from benchmarks.stopping.runs.cache import (
-    KEPT,
-    Maker,
-    add_run_options,
-    make_missing,
-    path_of,
-)
+from benchmarks.stopping.runs.cache import CACHE, KEPT, Maker, make_missing, path_of
 from benchmarks.stopping.runs.pictures import FOLDER, draw
 from benchmarks.stopping.runs.record import record, record_with_validation
 from benchmarks.stopping.runs.scores import (
@@ -34,7 +28,7 @@ from benchmarks.stopping.runs.scores import (
     record_of,
     summarise,
 )
-from benchmarks.stopping.runs.settings import settings
+from benchmarks.stopping.runs.settings import SEEDS, settings
 from benchmarks.tables import print_table
 
 PARTS: dict[str, Maker] = {
@@ -47,7 +41,9 @@ _INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_option(parser)
-    add_run_options(parser)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="the recordings")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--report", action="store_true", help="judge what there is; train nothing")
     parser.add_argument("--pictures", type=Path, default=FOLDER, help="folder of the figures")
     options = parser.parse_args()

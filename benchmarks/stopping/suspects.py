@@ -25,7 +25,7 @@ from benchmarks.data.images import add_data_option
 from benchmarks.data.labels import KINDS
 from benchmarks.environment import earlier_runs, write_results
 from benchmarks.jobs import completed
-from benchmarks.stopping.runs.cache import Maker, add_run_options, make_missing, path_of
+from benchmarks.stopping.runs.cache import CACHE, Maker, make_missing, path_of
 from benchmarks.stopping.runs.detectors import (
     METRICS,
     Verdict,
@@ -38,7 +38,7 @@ from benchmarks.stopping.runs.detectors import (
 from benchmarks.stopping.runs.folds import is_retrained, out_of_sample, with_threshold_samples
 from benchmarks.stopping.runs.record import record
 from benchmarks.stopping.runs.replay import replay
-from benchmarks.stopping.runs.settings import Setting, settings
+from benchmarks.stopping.runs.settings import SEEDS, Setting, settings
 from benchmarks.tables import print_table
 from prioritymonitor.stopping.kept_weights import AVERAGE_LAG
 from prioritymonitor.stopping.rule import measure_only
@@ -73,7 +73,9 @@ PARTS: dict[str, Maker] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_option(parser)
-    add_run_options(parser)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="the recordings")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--resume", action="store_true", help="judge no run twice")
     parser.add_argument("--report", action="store_true", help="judge what there is; train nothing")
     parser.add_argument("--quick", action="store_true", help="one seed of the digits")

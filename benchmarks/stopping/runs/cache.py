@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,20 +11,13 @@ import torch
 from benchmarks.environment import RESULTS
 from benchmarks.jobs import completed
 from benchmarks.stopping.runs.record import Recording
-from benchmarks.stopping.runs.settings import SEEDS, Setting
+from benchmarks.stopping.runs.settings import Setting
 
 CACHE = Path("build/runs")
 KEPT = RESULTS / "stopping" / "runs"
 """What is left of each run once it was judged, small enough for the repository."""
 
 Maker = Callable[[Setting, Path | None], Recording]
-
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Which recordings, and how many of them at a time."""
-    parser.add_argument("--cache", type=Path, default=CACHE, help="the recordings")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
 
 
 def path_of(cache: Path, setting: Setting, part: str) -> Path:
