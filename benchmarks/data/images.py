@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=os.environ.get(VARIABLE),
         help="folder with fashion-mnist/ and mnist/, gzipped idx files as their authors publish "
-        f"them (default: ${VARIABLE})",
+        "them, cifar10n/cifar10n-dev.npz and weak-text/*.json.gz, as far as they are used "
+        f"(default: ${VARIABLE})",
     )
 
 
@@ -48,19 +50,58 @@ def digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels).float() / 16, torch.from_numpy(labels).long()
 
 
-def only_classes(images: Tensor, labels: Tensor, first: int, second: int) -> tuple[Tensor, Tensor]:
-    """The samples of two classes, which become 0 and 1."""
-    chosen = (labels == first) | (labels == second)
-    return images[chosen], (labels[chosen] == second).long()
+@dataclass(frozen=True)
+class HumanLabels:
+    """Images of CIFAR-10 with the labels that people gave them (Wei et al., ICLR 2022)."""
+
+    images: Tensor
+    """uint8 `[n, 32, 32, 3]`."""
+    labels: dict[str, Tensor]
+    """Name of the set of labels, `"clean"` for the true ones -> int64 `[n]`."""
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def human_labels(folder: Path | None) -> HumanLabels:
+    """The slice of CIFAR-10N.
+
+    Raises:
+        SystemExit: The file is missing.
+    """
+    found = np.load(existing(folder, "cifar10n/cifar10n-dev.npz"))
+    labels = {name: torch.from_numpy(found[name]).long() for name in ("clean", "worse", "random2")}
+    images, test_images = (torch.from_numpy(found[name]) for name in ("images", "test_images"))
+    return HumanLabels(images, labels, test_images, torch.from_numpy(found["test_labels"]).long())
+
+
+def pairs_of_digits(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Two digits side by side, a hundred classes: float32 `[count, 28 · 56]`, int64 `[count]`."""
+    left, right = torch.arange(count), torch.arange(count, 2 * count)
+    both = torch.cat((images[left].view(-1, 28, 28), images[right].view(-1, 28, 28)), 2)
+    return both.flatten(1), 10 * labels[left] + labels[right]
+
+
+def only_classes(images: Tensor, labels: Tensor, *classes: int) -> tuple[Tensor, Tensor]:
+    """The samples of some classes, which become 0, 1 and so on."""
+    is_one = labels.unsqueeze(1) == torch.tensor(classes)
+    chosen = is_one.any(1)
+    return images[chosen], is_one[chosen].int().argmax(1)
+
+
+def existing(folder: Path | None, file: str) -> Path:
+    """Where a file of the data is.
+
+    Raises:
+        SystemExit: It is nowhere.
+    """
+    if folder is None:
+        raise SystemExit(f"no data: name the folder that holds {file} by --data or ${VARIABLE}")
+    path = Path(folder) / file
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: --data or ${VARIABLE} must name a folder with {file}")
+    return path
 
 
 def _read(folder: Path | None, name: str, file: str, header: int) -> Tensor:
-    if folder is None:
-        raise SystemExit(f"no data: name the folder that holds {name}/ by --data or ${VARIABLE}")
-    path = Path(folder) / name / file
-    if not path.is_file():
-        raise SystemExit(
-            f"{path} is missing: --data or ${VARIABLE} must name a folder with {name}/{file}"
-        )
-    with gzip.open(path) as stream:
+    with gzip.open(existing(folder, f"{name}/{file}")) as stream:
         return torch.from_numpy(np.frombuffer(stream.read(), np.uint8, offset=header).copy())

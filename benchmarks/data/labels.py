@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from benchmarks.models import mlp
 from prioritymonitor import corrupt_labels
 
-KINDS = ("symmetric", "pair", "instance", "classes")
+KINDS = ("symmetric", "pair", "instance", "parts", "classes", "flood")
 
 
 def wrong_labels(
@@ -21,13 +21,20 @@ def wrong_labels(
         labels: True classes, `[n]`.
         kind: `"symmetric"` and `"pair"` as in `corrupt_labels`; `"instance"`: the samples a weak
             model is least sure of get the class that it holds most probable besides the true one;
-            `"classes"`: classes are wrong to different degrees, from never to twice the rate, each
-            towards two others.
+            `"parts"`: by chances that depend on the image (Xia et al., NeurIPS 2020); `"classes"`:
+            classes are wrong to different degrees, from never to twice the rate, each towards two
+            others; `"flood"`: all wrong labels are the class 0.
         rate: Share of the labels that is made wrong.
         generator: Source of randomness.
     """
     if kind == "instance":
         return _least_sure(images, labels, rate, generator)
+    if kind == "parts":
+        return _by_parts(images, labels, rate, generator)
+    if kind == "flood":
+        others = torch.where(labels > 0)[0]
+        chosen = others[torch.randperm(len(others), generator=generator)]
+        return labels.index_fill(0, chosen[: round(rate * len(labels))], 0)
     if kind == "classes":
         return _by_class(labels, rate, generator)
     return corrupt_labels(labels, rate, kind=kind, generator=generator)
@@ -56,6 +63,19 @@ def _weak_model(images: Tensor, labels: Tensor, generator: torch.Generator) -> T
             optimizer.step()
     with torch.no_grad():
         return model(images)
+
+
+def _by_parts(images: Tensor, labels: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Flipped with a chance of its own, to a class drawn by a random linear map of the image."""
+    classes, own = int(labels.max()) + 1, labels.unsqueeze(1)
+    inputs = images.flatten(1).float()
+    inputs = (inputs - inputs.mean()) / inputs.std()
+    flip = torch.empty(len(labels)).normal_(rate, 0.1, generator=generator).clamp(0, 1)
+    maps = torch.randn(classes, inputs.shape[1], classes, generator=generator)
+    score = torch.stack([one @ maps[int(label)] for one, label in zip(inputs, labels, strict=True)])
+    chance = score.scatter(1, own, -torch.inf).softmax(1) * flip.unsqueeze(1)
+    chance = chance.scatter(1, own, (1 - flip).unsqueeze(1))
+    return torch.multinomial(chance, 1, generator=generator).squeeze(1)
 
 
 def _by_class(labels: Tensor, rate: float, generator: torch.Generator) -> Tensor:

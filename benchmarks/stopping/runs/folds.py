@@ -8,9 +8,10 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
-from benchmarks.stopping.runs.record import running_average
+from benchmarks.stopping.runs.networks import head_of
+from benchmarks.stopping.runs.record import logits_of, running_average
 from benchmarks.stopping.runs.settings import Setting
-from benchmarks.stopping.runs.task import BATCH, CLASSES, epochs_of, fresh_model, load_task
+from benchmarks.stopping.runs.task import epochs_of, fresh_model, load_task
 
 FOLDS = 3
 
@@ -31,20 +32,20 @@ def out_of_sample(setting: Setting, folder: Path | None) -> Trained:
         the weights as they are and by their running average.
     """
     task = load_task(setting, folder)
-    shape = (setting.epochs, len(task.given), CLASSES)
+    shape = (setting.epochs, len(task.given), task.classes)
     logits = {view: torch.zeros(shape, dtype=torch.float16) for view in ("raw", "averaged")}
     splits = StratifiedKFold(FOLDS, shuffle=True, random_state=setting.seed)
     for fold, (kept, left_out) in enumerate(splits.split(task.given, task.given)):
         torch.manual_seed(setting.seed + fold)
         model = fresh_model(setting, task)
         kept, left_out = torch.from_numpy(kept), torch.from_numpy(left_out)
-        batches = epochs_of(setting, model, task.images[kept], task.given[kept])
-        average = running_average(model, -(-len(kept) // BATCH[setting.data]))
+        batches = epochs_of(setting, model, task.inputs[kept], task.given[kept], task.batch)
+        average = running_average(model, -(-len(kept) // task.batch))
         for epoch, visits in enumerate(batches):
             for _ in visits:
                 average.update_parameters(model)
             for view, judge in (("raw", model), ("averaged", average.module)):
-                logits[view][epoch, left_out] = _logits(judge, task.images[left_out]).half()
+                logits[view][epoch, left_out] = logits_of(judge, task.inputs[left_out]).half()
     return logits
 
 
@@ -60,16 +61,17 @@ def with_threshold_samples(setting: Setting, folder: Path | None) -> Trained:
     task = load_task(setting, folder)
     count = len(task.given)
     generator = torch.Generator().manual_seed(setting.seed)
-    share = count // (CLASSES + 1)
+    share = count // (task.classes + 1)
     chosen = torch.randperm(count, generator=generator)[: 2 * share].view(2, share)
     threshold = torch.zeros(2, count, dtype=torch.bool).scatter_(1, chosen, True)
     margins = torch.zeros(2, setting.epochs, count, dtype=torch.float16)
     for run, made_up in enumerate(threshold):
         torch.manual_seed(setting.seed + run)
         model = fresh_model(setting, task)
-        model[-1] = nn.Linear(model[-1].in_features, CLASSES + 1)
-        labels = torch.where(made_up, CLASSES, task.given)
-        for epoch, visits in enumerate(epochs_of(setting, model, task.images, labels)):
+        _add_class(head_of(model))
+        labels = torch.where(made_up, task.classes, task.given)
+        batches = epochs_of(setting, model, task.inputs, labels, task.batch)
+        for epoch, visits in enumerate(batches):
             for index, logits in visits:
                 own = labels[index].unsqueeze(1)
                 other = logits.scatter(1, own, -torch.inf).amax(1)
@@ -77,7 +79,7 @@ def with_threshold_samples(setting: Setting, folder: Path | None) -> Trained:
     return {"logit_margin": margins, "threshold": threshold}
 
 
-@torch.no_grad()
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    model.eval()
-    return torch.cat([model(some) for some in images.split(1000)])
+def _add_class(head: nn.Linear) -> None:
+    fresh = nn.Linear(head.in_features, head.out_features + 1)
+    head.out_features = fresh.out_features
+    head.weight, head.bias = fresh.weight, fresh.bias

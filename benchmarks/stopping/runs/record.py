@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.stopping.runs import signals
+from benchmarks.stopping.runs.networks import head_of
+from benchmarks.stopping.runs.representations import initial_features, neighbours, votes
 from benchmarks.stopping.runs.settings import Setting
-from benchmarks.stopping.runs.task import BATCH, Task, epochs_of, fresh_model, load_task
+from benchmarks.stopping.runs.task import Task, epochs_of, fresh_model, load_task
 
 HELD_OUT = 0.1
 """Share of the training samples that validation on given labels takes away."""
@@ -24,6 +26,8 @@ AVERAGED_EPOCHS = 1.3
 _TYPES = {"index": torch.int32, "alone": torch.float32, "together": torch.float32}
 _TYPES |= dict.fromkeys(("predicted", "rival"), torch.int8)
 
+_EVALUATED = 500
+
 Recording = dict[str, Any]
 
 
@@ -32,12 +36,18 @@ def record(setting: Setting, folder: Path | None) -> Recording:
 
     Returns:
         `visits`, for each epoch what `signals.of_visits` says, in the order of training `[n]`;
-        `groups` `[steps, 5]`; `epochs`, the rivals' signals after each; `raw` and `averaged`,
-        accuracies in per cent on clean test data, `views_per_epoch` times an epoch; `given`,
-        `true`.
+        `features` under the initial weights `[n, D]` and the nearest `neighbours` of each sample
+        in each representation `[n, k]`; `groups` `[steps, 5]`; `epochs`, the rivals' signals after
+        each; `raw` and `averaged`, accuracies in per cent on clean test data, `views_per_epoch`
+        times an epoch; `given`, `true`.
     """
     task = load_task(setting, folder)
-    run = _Run(setting, task, task.images, task.given)
+    run = _Run(setting, task, task.inputs, task.given)
+    features = initial_features(run.model, head_of(run.model), task.inputs)
+    nearest = {"features": neighbours(features)}
+    if task.inputs.is_floating_point():
+        nearest["inputs"] = neighbours(task.inputs)
+    voted = {name: votes(found, task.given) for name, found in nearest.items()}
     noisy = task.given != task.true
     epochs: list[dict[str, float]] = []
     visits: list[signals.Columns] = []
@@ -46,46 +56,58 @@ def record(setting: Setting, folder: Path | None) -> Recording:
     for _ in range(setting.epochs):
         seen = defaultdict(list)
         for index, logits in run.epoch():
-            features, head = run.features, run.model[-1]
             labels = task.given[index]
-            columns = signals.of_visits(logits, labels, features, head) | {"index": index}
+            columns = signals.of_visits(logits, labels, run.features, run.head) | {"index": index}
+            for name, vote in voted.items():
+                chance = logits.softmax(1).gather(1, vote[index].unsqueeze(1))
+                columns[f"chance_of_{name}"] = chance.squeeze(1)
             for name, column in columns.items():
                 seen[name].append(column)
-            groups.append(signals.of_groups(logits, labels, features, noisy[index]))
+            groups.append(signals.of_groups(logits, labels, run.features, noisy[index]))
             if run.is_time_to_look():
                 for name, model in run.views():
-                    curves[name].append(accuracy(model, task.test_images, task.test_labels))
+                    curves[name].append(accuracy(model, task.test_inputs, task.test_labels))
         visits.append(
             {
                 name: torch.cat(columns).to(_TYPES.get(name, torch.float16))
                 for name, columns in seen.items()
             }
         )
-        epochs.append(
-            signals.of_parameters(run.model, task.images, task.given, BATCH[setting.data])
-        )
-    labels = {"given": task.given.to(torch.int8), "true": task.true.to(torch.int8)}
-    return {"visits": visits, "groups": torch.stack(groups), "epochs": epochs, **curves, **labels}
+        epochs.append(signals.of_parameters(run.model, task.inputs, task.given, task.batch))
+    return {
+        "visits": visits,
+        "features": features.half(),
+        "neighbours": nearest,
+        "groups": torch.stack(groups),
+        "epochs": epochs,
+        "given": task.given.to(torch.int8),
+        "true": task.true.to(torch.int8),
+        **curves,
+    }
 
 
 def record_with_validation(setting: Setting, folder: Path | None) -> Recording:
     """Train without the held-out samples, and validate on their given labels.
 
     Returns:
-        `raw` and `averaged`, accuracies on clean test data, and `raw_validation` and
-        `averaged_validation`, on the given labels of the held-out samples, in per cent.
+        `raw` and `averaged`, accuracies on clean test data, `raw_validation` and
+        `averaged_validation`, on the given labels of the held-out samples, in per cent, and
+        `raw_validation_loss` and `averaged_validation_loss`, their mean loss.
     """
     task = load_task(setting, folder)
     kept = round((1 - HELD_OUT) * len(task.given))
-    run = _Run(setting, task, task.images[:kept], task.given[:kept])
+    run = _Run(setting, task, task.inputs[:kept], task.given[:kept])
+    held_out = task.inputs[kept:], task.given[kept:]
     curves: dict[str, list[float]] = defaultdict(list)
     for _ in range(setting.epochs):
         for _ in run.epoch():
             if run.is_time_to_look():
                 for name, model in run.views():
-                    curves[name].append(accuracy(model, task.test_images, task.test_labels))
-                    held_out = accuracy(model, task.images[kept:], task.given[kept:])
-                    curves[f"{name}_validation"].append(held_out)
+                    curves[name].append(accuracy(model, task.test_inputs, task.test_labels))
+                    logits = logits_of(model, held_out[0])
+                    loss = nn.functional.cross_entropy(logits, held_out[1]).item()
+                    curves[f"{name}_validation"].append(_hits(logits, held_out[1]))
+                    curves[f"{name}_validation_loss"].append(loss)
     return dict(curves)
 
 
@@ -102,17 +124,18 @@ def in_order(recording: Recording, name: str, epochs: int | None = None) -> Tens
 class _Run:
     """A training loop that hands over each batch after its update."""
 
-    def __init__(self, setting: Setting, task: Task, images: Tensor, given: Tensor) -> None:
+    def __init__(self, setting: Setting, task: Task, inputs: Tensor, given: Tensor) -> None:
         torch.manual_seed(setting.seed)
         self.model = fresh_model(setting, task)
-        self._epochs = epochs_of(setting, self.model, images, given)
-        self._steps_per_epoch = -(-len(given) // BATCH[setting.data])
+        self.head = head_of(self.model)
+        self._epochs = epochs_of(setting, self.model, inputs, given, task.batch)
+        self._steps_per_epoch = -(-len(given) // task.batch)
         self._average = running_average(self.model, self._steps_per_epoch)
         self._step = 0
         looks = setting.views_per_epoch
         self._looks = {round(self._steps_per_epoch * (k + 1) / looks) for k in range(looks)}
         self.features = torch.empty(0)
-        self.model[-1].register_forward_hook(self._keep_features)
+        self.head.register_forward_hook(self._keep_features)
 
     def _keep_features(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if module.training and inputs[0].requires_grad:
@@ -149,15 +172,20 @@ def running_average(model: nn.Module, steps_per_epoch: int) -> AveragedModel:
     return average
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """In per cent, in evaluation mode."""
+    return _hits(logits_of(model, inputs), labels)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """In evaluation mode, `[n, C]`."""
     was_training = model.training
     model.eval()
-    hits = [model(some).argmax(1) == theirs for some, theirs in _pieces(images, labels)]
+    logits = torch.cat([model(some) for some in inputs.split(_EVALUATED)])
     model.train(was_training)
-    return 100 * torch.cat(hits).double().mean().item()
+    return logits
 
 
-def _pieces(images: Tensor, labels: Tensor) -> Any:
-    return zip(images.split(1000), labels.split(1000), strict=True)
+def _hits(logits: Tensor, labels: Tensor) -> float:
+    return 100 * (logits.argmax(1) == labels).double().mean().item()

@@ -12,6 +12,9 @@ Columns = dict[str, Tensor]
 
 _DISPARITY_BATCHES = 5
 _CHUNK = 16
+_MOST_NUMBERS = 2**25
+"""Of the gradients of a chunk of samples."""
+_FEW = 32
 
 
 def of_visits(logits: Tensor, labels: Tensor, features: Tensor, head: nn.Linear) -> Columns:
@@ -61,20 +64,21 @@ def of_groups(logits: Tensor, labels: Tensor, features: Tensor, noisy: Tensor) -
     return torch.stack((sums[0, 0], sums[0, 1], sums[1, 1], *diagonal)) / len(labels) ** 2
 
 
-def of_parameters(model: nn.Module, images: Tensor, labels: Tensor, batch: int) -> dict[str, float]:
+def of_parameters(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int) -> dict[str, float]:
     """Signals from the gradients of all parameters at the end of an epoch.
 
     Args:
         model: Copied, so that its buffers and gradients stay as they are.
-        images: Training images `[n, D]`.
+        inputs: Training inputs `[n, D]`.
         labels: Given labels `[n]`.
         batch: Size of the training batches.
     """
     drawn = torch.randperm(len(labels))[: _DISPARITY_BATCHES * batch].split(batch)
-    gradients = [_rescaled_gradient(model, images[one], labels[one]) for one in drawn]
+    gradients = [_rescaled_gradient(model, inputs[one], labels[one]) for one in drawn]
     distances = [(one - other).norm() for one, other in combinations(gradients, 2)]
-    total, squares = _moments(model, images[drawn[0]], labels[drawn[0]])
-    count = len(drawn[0])
+    first = drawn[0][:_FEW] if _is_large(model) else drawn[0]
+    total, squares = _moments(model, inputs[first], labels[first])
+    count = len(first)
     mean = total / count
     variance = (squares / count - mean**2) * count / (count - 1)
     return {
@@ -84,34 +88,43 @@ def of_parameters(model: nn.Module, images: Tensor, labels: Tensor, batch: int) 
     }
 
 
-def _rescaled_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _rescaled_gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the mean loss in units of the batch's standard deviation of losses."""
-    parameters = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
+    parameters = {name: p.detach().requires_grad_() for name, p in _trained(model).items()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    logits = functional_call(model, (parameters, buffers), (images,))
+    logits = functional_call(model, (parameters, buffers), (inputs,))
     loss = nn.functional.cross_entropy(logits, labels, reduction="none")
     gradients = torch.autograd.grad((loss / loss.std()).mean(), list(parameters.values()))
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def _moments(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Sum and sum of squares of the per-sample gradients, `[P]` each.
 
     In evaluation mode: with batch statistics the gradient of a single sample is not defined.
     """
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = {name: p.detach() for name, p in _trained(model).items()}
     buffers = dict(model.named_buffers())
+    chunk = 1 if _is_large(model) else _CHUNK
 
-    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(model, (parameters, buffers), (image.unsqueeze(0),))
+    def loss(parameters: dict[str, Tensor], input: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, (parameters, buffers), (input.unsqueeze(0),))
         return nn.functional.cross_entropy(logits, label.unsqueeze(0))
 
     was_training = model.training
     model.eval()
     total, squares = torch.zeros(()), torch.zeros(())
-    for some, theirs in zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True):
+    for some, theirs in zip(inputs.split(chunk), labels.split(chunk), strict=True):
         gradients = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, some, theirs)
         flat = torch.cat([gradient.flatten(1) for gradient in gradients.values()], 1)
         total, squares = total + flat.sum(0), squares + flat.square().sum(0)
     model.train(was_training)
     return total, squares
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _is_large(model: nn.Module) -> bool:
+    return _CHUNK * sum(p.numel() for p in _trained(model).values()) > _MOST_NUMBERS
