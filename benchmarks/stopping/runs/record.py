@@ -43,56 +43,30 @@ def record(setting: Setting, folder: Path | None) -> Recording:
     """
     task = load_task(setting, folder)
     run = _Run(setting, task, task.inputs, task.given)
-    features = initial_features(run.model, head_of(run.model), task.inputs)
-    nearest = {"features": neighbours(features)}
-    if task.inputs.is_floating_point():
-        nearest["inputs"] = neighbours(task.inputs)
-    voted = {name: votes(found, task.given) for name, found in nearest.items()}
     noisy = task.given != task.true
     epochs: list[dict[str, float]] = []
-    visits: list[signals.Columns] = []
     groups: list[Tensor] = []
     curves: dict[str, list[float]] = defaultdict(list)
     for _ in range(setting.epochs):
-        seen = defaultdict(list)
         for index, logits in run.epoch():
             labels = task.given[index]
-            columns = signals.of_visits(logits, labels, run.features, run.head) | {"index": index}
-            for name, vote in voted.items():
-                chance = logits.softmax(1).gather(1, vote[index].unsqueeze(1))
-                columns[f"chance_of_{name}"] = chance.squeeze(1)
-            for name, column in columns.items():
-                seen[name].append(column)
             groups.append(signals.of_groups(logits, labels, run.features, noisy[index]))
             if run.is_time_to_look():
                 for name, model in run.views():
                     curves[name].append(accuracy(model, task.test_inputs, task.test_labels))
-        visits.append(
-            {
-                name: torch.cat(columns).to(_TYPES.get(name, torch.float16))
-                for name, columns in seen.items()
-            }
-        )
         epochs.append(signals.of_parameters(run.model, task.inputs, task.given, task.batch))
-    return {
-        "visits": visits,
-        "features": features.half(),
-        "neighbours": nearest,
-        "groups": torch.stack(groups),
-        "epochs": epochs,
-        "given": task.given.to(torch.int8),
-        "true": task.true.to(torch.int8),
-        **curves,
-    }
+    true = task.true.to(torch.int8)
+    return {**run.seen(), "groups": torch.stack(groups), "epochs": epochs, "true": true, **curves}
 
 
 def record_with_validation(setting: Setting, folder: Path | None) -> Recording:
     """Train without the held-out samples, and validate on their given labels.
 
     Returns:
-        `raw` and `averaged`, accuracies on clean test data, `raw_validation` and
-        `averaged_validation`, on the given labels of the held-out samples, in per cent, and
-        `raw_validation_loss` and `averaged_validation_loss`, their mean loss.
+        `visits`, `features`, `neighbours` and `given` of the other samples as in `record`; `raw`
+        and `averaged`, accuracies on clean test data, `raw_validation` and `averaged_validation`,
+        on the given labels of the held-out samples, in per cent, and `raw_validation_loss` and
+        `averaged_validation_loss`, their mean loss.
     """
     task = load_task(setting, folder)
     kept = round((1 - HELD_OUT) * len(task.given))
@@ -108,7 +82,7 @@ def record_with_validation(setting: Setting, folder: Path | None) -> Recording:
                     loss = nn.functional.cross_entropy(logits, held_out[1]).item()
                     curves[f"{name}_validation"].append(_hits(logits, held_out[1]))
                     curves[f"{name}_validation_loss"].append(loss)
-    return dict(curves)
+    return run.seen() | curves
 
 
 def in_order(recording: Recording, name: str, epochs: int | None = None) -> Tensor:
@@ -122,12 +96,19 @@ def in_order(recording: Recording, name: str, epochs: int | None = None) -> Tens
 
 
 class _Run:
-    """A training loop that hands over each batch after its update."""
+    """A training loop that hands over each batch after its update, and keeps what it showed."""
 
     def __init__(self, setting: Setting, task: Task, inputs: Tensor, given: Tensor) -> None:
         torch.manual_seed(setting.seed)
         self.model = fresh_model(setting, task)
-        self.head = head_of(self.model)
+        self._head = head_of(self.model)
+        self._given = given
+        self._initial_features = initial_features(self.model, self._head, inputs)
+        self._neighbours = {"features": neighbours(self._initial_features)}
+        if inputs.is_floating_point():
+            self._neighbours["inputs"] = neighbours(inputs)
+        self._votes = {name: votes(found, given) for name, found in self._neighbours.items()}
+        self._visits: list[signals.Columns] = []
         self._epochs = epochs_of(setting, self.model, inputs, given, task.batch)
         self._steps_per_epoch = -(-len(given) // task.batch)
         self._average = running_average(self.model, self._steps_per_epoch)
@@ -135,7 +116,7 @@ class _Run:
         looks = setting.views_per_epoch
         self._looks = {round(self._steps_per_epoch * (k + 1) / looks) for k in range(looks)}
         self.features = torch.empty(0)
-        self.head.register_forward_hook(self._keep_features)
+        self._head.register_forward_hook(self._keep_features)
 
     def _keep_features(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if module.training and inputs[0].requires_grad:
@@ -143,10 +124,30 @@ class _Run:
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Index and logits of each batch, `[B]` and `[B, C]`, after its update."""
+        seen = defaultdict(list)
         for index, logits in next(self._epochs):
             self._average.update_parameters(self.model)
             self._step += 1
+            for name, column in self._columns(index, logits).items():
+                seen[name].append(column.to(_TYPES.get(name, torch.float16)))
             yield index, logits
+        self._visits.append({name: torch.cat(columns) for name, columns in seen.items()})
+
+    def _columns(self, index: Tensor, logits: Tensor) -> signals.Columns:
+        columns = signals.of_visits(logits, self._given[index], self.features, self._head)
+        for name, vote in self._votes.items():
+            chance = logits.softmax(1).gather(1, vote[index].unsqueeze(1))
+            columns[f"chance_of_{name}"] = chance.squeeze(1)
+        return columns | {"index": index}
+
+    def seen(self) -> Recording:
+        """What the samples showed so far."""
+        return {
+            "visits": self._visits,
+            "features": self._initial_features.half(),
+            "neighbours": self._neighbours,
+            "given": self._given.to(torch.int8),
+        }
 
     def is_time_to_look(self) -> bool:
         return (self._step - 1) % self._steps_per_epoch + 1 in self._looks

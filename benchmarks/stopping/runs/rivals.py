@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from scipy.stats import kurtosis
+from sklearn.mixture import GaussianMixture
 
 from benchmarks.stopping.runs.record import Recording, in_order
 from benchmarks.stopping.runs.settings import Setting
@@ -44,7 +45,8 @@ class Watched:
     signals: Signals = field(default_factory=dict)
     """See `signals_of`."""
     validation: dict[str, list[float]] = field(default_factory=dict)
-    """Kind of weights -> their accuracy on given labels that were held out, at each view."""
+    """Kind of weights -> their accuracy on given labels that were held out, at each view; the same
+    with `_loss` behind it: their mean loss."""
 
     def stop(self, epoch: int, weights_of: int | None = None) -> Choice:
         """Stop after an epoch, with the weights of this or an earlier one."""
@@ -72,6 +74,7 @@ def signals_of(setting: Setting, recording: Recording) -> Signals:
     signals = {name: [epoch[name] for epoch in recording["epochs"]] for name in names}
     signals["changes"] = _prediction_changes(recording)
     signals["gwa"] = [_gwa(epoch["alignment"]) for epoch in recording["visits"]]
+    signals["separation"] = [_separation(epoch["loss"]) for epoch in recording["visits"]]
     if setting.rate:
         signals |= _true_dominance(recording, setting.epochs)
     return signals
@@ -88,6 +91,17 @@ def _gwa(alignment: torch.Tensor) -> float:
     cosine = alignment.detach().double()
     cosine = torch.where(cosine.abs() <= 1, cosine, 0)  # undefined where all features are zero
     return float(cosine.mean() / (kurtosis(cosine.numpy()) + 1.2))
+
+
+def _separation(loss: torch.Tensor) -> float:
+    """Distance of the two means of a mixture of two normals fitted to the scaled losses."""
+    values = loss.detach().double()
+    spread = values.max() - values.min()
+    if not spread > 0:
+        return 0.0
+    scaled = ((values - values.min()) / spread).numpy().reshape(-1, 1)
+    means = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=0).fit(scaled)
+    return float(means.means_.max() - means.means_.min())
 
 
 def _true_dominance(recording: Recording, epochs: int) -> Signals:
@@ -167,6 +181,16 @@ def coherence(run: Watched, patience: int = PATIENCE) -> Choice:
     return _lowest(run, run.signals["coherence"], patience)
 
 
+def turning_point(run: Watched) -> Choice:
+    """SELC's turning point (Lu, He, IJCAI 2022): the losses fall farthest apart.
+
+    The authors fit a mixture of two normals to the losses of each epoch of a first training, and
+    take the epoch at which the distance of its means is largest; needs the whole run.
+    """
+    values = run.signals["separation"]
+    return run.never(weights_of=max(range(len(values)), key=values.__getitem__) + 1)
+
+
 def true_crossing(run: Watched, name: str, level: float) -> Choice:
     """What the gradient groups suggest to one who knows the true noise.
 
@@ -178,19 +202,23 @@ def true_crossing(run: Watched, name: str, level: float) -> Choice:
     return _first(run, (value <= level if falls else value >= level for value in values))
 
 
-def noisy_validation(run: Watched, weights: str, patience: int | None = PATIENCE) -> Choice:
-    """Accuracy on given labels that were held out: the best view.
+def noisy_validation(
+    run: Watched, weights: str, patience: int | None = PATIENCE, by_loss: bool = False
+) -> Choice:
+    """Accuracy on given labels that were held out, or their loss: the best view.
 
     Args:
         run: Trained on the other samples.
         weights: Kind of weights that are validated and handed back.
         patience: Stop after so many epochs without a better one; None: look at the whole run.
+        by_loss: The lowest mean loss in place of the highest accuracy.
     """
-    accuracy = run.validation[weights]
-    views = len(accuracy) if patience is None else patience * run.views_per_epoch
+    validated = run.validation[f"{weights}_loss" if by_loss else weights]
+    score = [-value for value in validated] if by_loss else validated
+    views = len(score) if patience is None else patience * run.views_per_epoch
     best = 0
-    for now, value in enumerate(accuracy):
-        if value > accuracy[best]:
+    for now, value in enumerate(score):
+        if value > score[best]:
             best = now
         if now - best >= views and (now + 1) % run.views_per_epoch == 0:
             epoch = (now + 1) // run.views_per_epoch
@@ -230,6 +258,7 @@ RIVALS: dict[str, Rule] = {
     "evidence-based": evidence,
     "GWA": gwa,
     "m-coherence": coherence,
+    "SELC's turning point": turning_point,
     "true ratio at most 1": partial(true_crossing, name="ratio", level=1.0),
     "true share at least 1/2": partial(true_crossing, name="share", level=0.5),
 }
@@ -237,5 +266,6 @@ RIVALS: dict[str, Rule] = {
 VALIDATION: dict[str, Callable[[Watched, str], Choice]] = {
     "noisy validation": noisy_validation,
     "noisy validation, whole run": partial(noisy_validation, patience=None),
+    "noisy validation by loss": partial(noisy_validation, patience=None, by_loss=True),
 }
 """These are judged on a run of their own, without the samples that they hold out."""
