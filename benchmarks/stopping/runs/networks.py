@@ -61,13 +61,16 @@ def make_model(setting: Setting, width: int, classes: int) -> nn.Module:
 
 
 def _three_convolutions(setting: Setting, classes: int) -> nn.Sequential:
-    has_norm = setting.model == "cnn"
+    """`"cnn"` keeps where a feature was, `"cnn-mean"` and `"cnn-plain"` don't."""
+    has_norm = setting.model != "cnn-plain"
     layers: list[nn.Module] = [nn.Unflatten(1, SHAPES["cifar10"])]
     for inputs, outputs in ((3, 32), (32, 64), (64, 128)):
         layers.append(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=not has_norm))
         layers += [nn.BatchNorm2d(outputs)] if has_norm else []
         layers.append(nn.ReLU())
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, classes))
+    if setting.model == "cnn":
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, classes))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
 
 
 def head_of(model: nn.Module) -> nn.Linear:

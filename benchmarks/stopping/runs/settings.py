@@ -81,7 +81,8 @@ def _digits() -> list[Setting]:
 
 def _human() -> list[Setting]:
     adam = Setting(family="human labels", data="cifar10", model="cnn", epochs=25)
-    sgd, plain = replace(adam, optimizer="sgd"), replace(adam, model="cnn-plain")
+    sgd = replace(adam, model="cnn-mean", optimizer="sgd")
+    plain = replace(adam, model="cnn-plain")
     augmented = replace(sgd, extra="augmented", schedule="cosine", epochs=30)
     human = {"worse": 0.4, "random2": 0.18}
     return [
