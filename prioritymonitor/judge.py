@@ -13,8 +13,9 @@ from .arguments import Settings
 from .errors import ArgumentTypeError, ArgumentValueError, contained, described
 from .records import Decision, Record, StopReason
 from .samples.table import SampleTable
-from .stopping.kept_weights import WeightKeeper
-from .stopping.rule import Rule, first_judged, measure_only
+from .stopping.kept_weights import HELD_BACK, WeightKeeper
+from .stopping.priority import first_judged
+from .stopping.rule import Rule, measure_only
 from .stopping.witnesses import WITNESSES
 
 _MOST_RELABELLED = 0.01
@@ -112,12 +113,11 @@ class Judge:
             table.judge()
         record["noise_rate"] = _known(table.noise_rate)
         decision = before if before.stop else self._decide([*earlier, record])
-        is_best = not before.stop and self._is_best(decision, record["epoch"])
-        if is_best and was_judged:
+        if was_judged and not before.stop and _may_be_best(decision):
             table.judge()
         known = table.losses() | {"noise_rate": table.noise_rate}
         record |= {name: _known(value) for name, value in known.items()}
-        return self._with_weights(decision, is_best)
+        return decision if before.stop else self._with_weights(decision, record["epoch"])
 
     def _decide(self, history: list[Record]) -> Decision:
         with self._alone("stop="):
@@ -128,37 +128,38 @@ class Judge:
             return replace(measure_only(history), reason=reason, message=reason.value)
         return Decision(False, reason, len(history), None, reason.value)
 
-    def _is_best(self, decision: Decision, epoch: int) -> bool:
-        """Whether the best epoch's weights are those of now; an average trails by its lag."""
-        lag = self.keeper.lag if self.keeper is not None else 0
-        best = decision.best_epoch
-        return best is not None and best <= epoch <= best + lag
-
-    def _with_weights(self, decision: Decision, is_best: bool) -> Decision:
+    def _with_weights(self, decision: Decision, now: int) -> Decision:
         """Keep the weights, and name the epoch of those there are, where the rule names another."""
         keeper = self.keeper
         if keeper is None:
             return decision
-        if is_best and decision.best_epoch is not None:
-            with self._alone("the kept weights"):
-                keeper.keep(decision.best_epoch)
-        if decision.stop:
+        candidate = _candidate(decision)
+        with self._alone("the kept weights"):
+            keeper.hold(now)
+            if candidate is not None:
+                keeper.keep(candidate)
+        best = decision.best_epoch
+        if not keeper.has(best):
+            best = now if keeper.epoch is None else keeper.epoch
+        if decision.stop and best is not None:
+            keeper.keep(best)
             keeper.freeze()
-        if keeper.epoch is None or keeper.epoch == decision.best_epoch:
+        if best == decision.best_epoch or not keeper.has(best):
             return decision
-        message = f"{decision.message}; the weights kept are those of epoch {keeper.epoch}"
-        return replace(decision, best_epoch=keeper.epoch, message=message)
+        message = f"{decision.message}; the weights kept are those of epoch {best}"
+        return replace(decision, best_epoch=best, message=message)
 
-    def restore(self) -> int | None:
-        """Put the kept weights into the model.
+    def restore(self, decision: Decision) -> int | None:
+        """Put the weights of the best epoch into the model.
 
         Returns:
-            The epoch they are from; None if there are none.
+            The epoch; None if its weights are not there.
         """
-        if self.keeper is None or self.keeper.epoch is None:
+        epoch = decision.best_epoch
+        if self.keeper is None or epoch is None or not self.keeper.has(epoch):
             return None
-        self.keeper.restore()
-        return self.keeper.epoch
+        self.keeper.restore(epoch)
+        return epoch
 
     def _alone(self, name: str) -> contained:
         """Contains a failure of one part, said once; it is asked again the next time."""
@@ -188,6 +189,16 @@ class Judge:
         self.table.load_state_dict(state["table"])
         if self.keeper is not None:
             self.keeper.load_state_dict(state["keeper"])
+
+
+def _candidate(decision: Decision) -> int | None:
+    return decision.best_epoch if decision.peak_epoch is None else decision.peak_epoch
+
+
+def _may_be_best(decision: Decision) -> bool:
+    """Whether what was seen up to now was seen before noise was fitted, for all one knows."""
+    candidate = _candidate(decision)
+    return candidate is not None and candidate >= decision.epoch - HELD_BACK
 
 
 def _checked(decision: Any) -> Decision:

@@ -294,7 +294,7 @@ class Run:
         with self.guard.lock:
             with contained(self._failed):
                 self._settle()
-            epoch = self.judge.restore() if self.judge is not None else None
+            epoch = self.judge.restore(self.decision) if self.judge is not None else None
         if epoch is None:
             self.log.once("restore_best() left the weights as they are: no epoch was closed")
         return epoch

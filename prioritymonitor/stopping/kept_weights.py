@@ -1,4 +1,4 @@
-"""The kept weights: a running average, and what it was at the end of the best epoch so far."""
+"""The kept weights: a running average, and what it was after the epochs that may be best."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import ArgumentValueError, PriorityMonitorError, exactly
 AVERAGED_EPOCHS = 1.3
 """Horizon of the exponential average, in epochs of optimizer steps."""
 
-AVERAGE_LAG = 1
-"""Epochs by which the average trails the weights: those of an epoch are in it so much later."""
+HELD_BACK = 1
+"""Epochs that the best one may lie back when it is found: it is the middle one of three."""
 
 _UPDATES_PER_EPOCH = 20
 """How often the average is brought up to date; more often costs time and changes nothing."""
@@ -29,8 +29,9 @@ Weights = dict[str, Tensor]
 class WeightKeeper:
     """Keeps the trainable parameters and buffers of a model as they were after the best epoch.
 
-    Memory: the average on the device of the model (one model, if `averaged`), and one model in host
-    memory. Only parameters that require a gradient and buffers count as the model.
+    Memory: the average on the device of the model (one model, if `averaged`), and in host memory
+    one model for each of the last two epochs and for the best one, where that is another. Only
+    parameters that require a gradient and buffers count as the model.
 
     Args:
         model: The model.
@@ -38,13 +39,12 @@ class WeightKeeper:
     """
 
     def __init__(self, model: nn.Module, averaged: bool) -> None:
-        self.lag = AVERAGE_LAG if averaged else 0
-        """Epochs after the best one in which its weights are taken."""
         self.epoch: int | None = None
         """The epoch whose weights are kept; None before the first."""
         self._model = model
         self._averaged = averaged
-        self._kept: Weights = {}
+        self._held: dict[int, Weights] = {}
+        """Weights by epoch: of the latest ones and of the one that is kept."""
         self._average: Weights = {}
         self._steps = 0
         """Optimizer steps in the average."""
@@ -111,28 +111,42 @@ class WeightKeeper:
         self._pairs = None  # parameters may be frozen, unfrozen or moved between epochs
         return steps
 
-    def keep(self, best_epoch: int) -> None:
-        """Keep the weights as they are now, as those of this epoch."""
+    def hold(self, epoch: int) -> None:
+        """Hold the weights as they are now, as those of this epoch, until it lies too far back."""
+        if self._frozen:
+            return
         weights = self._average if self._averaged else _weights(self._model)
         if weights:
-            self._kept = {
+            self._held[epoch] = {
                 name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
             }
-            self.epoch = best_epoch
+        latest = range(epoch - HELD_BACK, epoch + 1)
+        self._held = {one: held for one, held in self._held.items() if one in (*latest, self.epoch)}
+
+    def keep(self, epoch: int) -> None:
+        """Keep the weights of this epoch, if they are still held."""
+        if epoch in self._held and not self._frozen:
+            self.epoch = epoch
+
+    def has(self, epoch: int | None) -> bool:
+        """Whether the weights of an epoch are there."""
+        return epoch in self._held
 
     def freeze(self) -> None:
-        """Average no more, from now on."""
+        """Average no more, from now on; only the weights that are kept stay."""
         self._average, self._pairs, self._frozen = {}, None, True
+        self._held = {one: held for one, held in self._held.items() if one == self.epoch}
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put the kept weights into the model, all or none.
+    def restore(self, epoch: int) -> None:
+        """Put the weights of an epoch into the model, all or none.
 
         Raises:
             PriorityMonitorError: The model has other weights than it had.
         """
+        held = self._held[epoch]
         current = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
-        for name, kept in self._kept.items():
+        for name, kept in held.items():
             if name not in current or current[name].shape != kept.shape:
                 found = list(current[name].shape) if name in current else "no such weight"
                 raise PriorityMonitorError(
@@ -140,14 +154,14 @@ class WeightKeeper:
                     f"{list(kept.shape)}; restore_best() before you change the model's layers. "
                     "The model was left as it is"
                 )
-        for name, kept in self._kept.items():
+        for name, kept in held.items():
             current[name].copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""
         return {
             "epoch": self.epoch,
-            "kept": dict(self._kept),
+            "held": {epoch: dict(weights) for epoch, weights in self._held.items()},
             "average": {name: tensor.cpu().clone() for name, tensor in self._average.items()},
             "steps": self._steps,
             "steps_behind": self._steps_behind,
@@ -162,12 +176,15 @@ class WeightKeeper:
         Raises:
             ArgumentValueError: It is of another model.
         """
-        for tables in (state["kept"], state["average"]):
-            self._check(tables)
+        for weights in (*state["held"].values(), state["average"]):
+            self._check(weights)
         self.epoch = exactly(state["epoch"], int, NoneType)
-        if (self.epoch is None) != (not state["kept"]):
-            raise ArgumentValueError("got a damaged state: kept weights without their epoch")
-        self._kept = {name: tensor.cpu() for name, tensor in state["kept"].items()}
+        if self.epoch is not None and self.epoch not in state["held"]:
+            raise ArgumentValueError("got a damaged state: the kept weights are missing")
+        self._held = {
+            exactly(epoch, int): {name: tensor.cpu() for name, tensor in weights.items()}
+            for epoch, weights in state["held"].items()
+        }
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
         self._steps = exactly(state["steps"], int)
         self._steps_behind = exactly(state["steps_behind"], int)

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..records import EpochOfSamples, Record
+from ..records import MOST_NOISE, EpochOfSamples, Record
+from .reading import WINDOW, Reading
+
+TOLERANCE = 0.01
+"""Share of the initial loss that the priority must have lost."""
 
 
 def priority(epoch: EpochOfSamples, earlier: Sequence[Record]) -> float:
@@ -38,6 +42,38 @@ def priority_curve(history: Sequence[Record]) -> dict[int, float]:
         for epoch, record in enumerate(history, 1)
         if record["priority"] is not None
     }
+
+
+def read_priority(history: Sequence[Record]) -> Reading | None:
+    """Read the curve from the first epoch on after which labels could be judged.
+
+    The fall is that which has lasted for three epochs; the line is 1 % of the initial loss.
+
+    Args:
+        history: The records of the epochs, the first one first.
+
+    Returns:
+        None where the priority of the last epoch is not known, or nothing could be judged yet.
+    """
+    curve, first = priority_curve(history), first_judged(history)
+    if first is None or len(history) not in curve:
+        return None
+    peak = max((epoch for epoch in curve if epoch >= first), key=curve.__getitem__)
+    initial_loss = history[-1]["initial_loss"]
+    return Reading(
+        name="the clean priority",
+        peak=peak,
+        highest=curve[peak],
+        fall=curve[peak] - max(list(curve.values())[-WINDOW:]),
+        # Without a positive initial loss any fall that lasts is enough.
+        line=TOLERANCE * initial_loss if initial_loss and initial_loss > 0 else 0.0,
+    )
+
+
+def first_judged(history: Sequence[Record]) -> int | None:
+    """The first epoch after which labels could be judged; None: none yet."""
+    rates = ((epoch, record["noise_rate"]) for epoch, record in enumerate(history, 1))
+    return next((epoch for epoch, rate in rates if rate is not None and rate < MOST_NOISE), None)
 
 
 def priority_gain(decrease: Tensor, noisy_part: Tensor) -> float:

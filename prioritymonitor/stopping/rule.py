@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import ArgumentTypeError, ArgumentValueError
-from ..records import MOST_NOISE, Decision, Record, StopReason
-from .priority import priority_curve
+from ..records import Decision, Record, StopReason
+from .priority import read_priority
+from .reading import Reading, means_of, read_share
 
 Rule = Callable[[Sequence[Record]], Decision]
 """What `stop=` takes."""
 
-_ALIKE = 0.5
-"""Part of the tolerance by which two values of the priority must differ to be told apart."""
+_JOINT = 0.6
+"""Part of the tolerance that is enough where the priority says stop as well."""
+
+_RISE = 0.1
+"""By so much more predictions must change than when fewest did, where neighbours can't vote."""
 
 
 @dataclass(frozen=True)
 class StopRule:
     """When to stop, and which epoch is the best.
 
-    The maximum of the clean priority is where noisy gradients began to dominate. The advice is to
-    stop once the priority has been below that, by `tolerance` of the loss that the training began
-    with, for `patience` epochs running. The best epoch is the last whose priority can't be told
-    from the maximum: it is within half of that fall.
+    The agreement of predictions with the neighbours' given labels rises while what holds across
+    samples is learnt, and falls as single labels are learnt by heart. The advice is to stop once
+    its mean over three epochs has been below its highest, by `tolerance` of that, for `patience`
+    epochs running. Where the clean priority has fallen too, six tenths of that fall are enough. The
+    best epoch is the middle one of the three with the highest mean; while the agreement has not
+    fallen so far, it is the present one.
+
+    Where neighbours can't vote, it takes a fall of the clean priority while more predictions change
+    again.
 
     A rule is a function of `GradientMonitor.history()`, from which all of it follows: it remembers
     nothing. Any other function from such a list to a `Decision` may take its place.
 
     Args:
-        patience: Epochs for which the priority must have been lower, at least 1.
+        patience: Epochs for which the agreement must have been so low, at least 1.
         min_epochs: No stop before this many epochs, at least 1.
-        tolerance: Share of the initial loss that the priority must have lost, in [0, 1).
+        tolerance: Share of its highest value that the agreement must have lost, in [0, 1).
 
     Raises:
         ArgumentTypeError: A value is not a number, or one that counts epochs not an int.
@@ -44,7 +54,7 @@ class StopRule:
 
     patience: int = 3
     min_epochs: int = 1
-    tolerance: float = 0.01
+    tolerance: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("patience", "min_epochs"):
@@ -58,52 +68,71 @@ class StopRule:
             raise ArgumentTypeError(f"got StopRule(tolerance={tolerance!r}); pass a number")
         if not 0 <= tolerance < 1:
             raise ArgumentValueError(
-                f"got StopRule(tolerance={tolerance}); it is a share of the initial loss, from 0 "
-                "to less than 1, and 0.01 by default"
+                f"got StopRule(tolerance={tolerance}); it is a share of the highest agreement, "
+                "from 0 to less than 1, and 0.05 by default"
             )
 
     def __call__(self, history: Sequence[Record]) -> Decision:
-        """Judge the curve of the clean priority.
+        """Judge the curves of the witnesses.
 
         Args:
-            history: The records of the epochs, the first one first; not empty. Only `priority`,
-                `samples_seen`, `noise_rate` and `initial_loss` are looked at.
+            history: The records of the epochs, the first one first; not empty. Only `agreement`,
+                `priority`, `prediction_changes`, `samples_seen`, `noise_rate` and `initial_loss`
+                are looked at.
 
         Returns:
             The advice at the end of the last of them.
         """
-        now, curve = len(history), priority_curve(history)
-        if now not in curve:
-            message = "not judged: the clean priority of this epoch is not known"
-            return Decision(False, StopReason.TOO_EARLY, now, None, message)
-        first, tolerance = first_judged(history), self._fall_needed(history)
-        peak = max((e for e in curve if e >= (first or now)), key=curve.__getitem__)
-        best = max(e for e in curve if e >= peak and curve[e] >= curve[peak] - _ALIKE * tolerance)
+        now, reading = len(history), self._read(history)
+        if reading is None:
+            message = "not judged yet: neither the neighbours nor the clean priority tell anything"
+            return Decision(False, StopReason.TOO_EARLY, now, now, message)
+        best = reading.peak if reading.is_below else now
+        decision = Decision(False, StopReason.CLEAN_DOMINATES, now, best, "", reading.peak)
         if now < self.min_epochs:
             message = f"too early to judge: epoch {now} of at least {self.min_epochs}"
-            return Decision(False, StopReason.TOO_EARLY, now, best, message)
-        if first is None:
-            message = "too early to judge: most labels still look wrong, so little has been learnt"
-            return Decision(False, StopReason.TOO_EARLY, now, best, message)
-        fall = curve[peak] - max(list(curve.values())[-self.patience :])
-        if not fall > 0 or fall < tolerance:
+            return replace(decision, reason=StopReason.TOO_EARLY, message=message)
+        below = self._epochs_below(history)
+        fell = f"fell {reading.fall:.3f}, line {reading.line:.3f}"
+        if below >= self.patience:
             message = (
-                f"clean labels still dominate: the clean priority peaked at epoch {peak} of {now}; "
-                f"it has fallen by {curve[peak] - curve[now]:.3f} since, and a stop takes "
-                f"{tolerance:.3f} in {_epochs(self.patience)} running"
+                f"noisy labels took over after epoch {best}: {reading.name} has been below the "
+                f"stop line for {_epochs(below)} ({fell}); restore_best() gives the weights of "
+                f"epoch {best}"
             )
-            return Decision(False, StopReason.CLEAN_DOMINATES, now, best, message)
-        message = (
-            f"noisy labels took over at epoch {peak}: over the {_epochs(now - peak)} since then "
-            "the updates have fitted noisy labels more than clean ones; "
-            f"restore_best() gives the weights of epoch {best}"
-        )
-        return Decision(True, StopReason.NOISY_DOMINATES, now, best, message)
+            return replace(decision, stop=True, reason=StopReason.NOISY_DOMINATES, message=message)
+        if not reading.fall > 0:
+            message = f"clean labels still dominate: {reading.name} still rises"
+        elif below:
+            message = (
+                f"noisy labels begin to dominate: {reading.name} is below the stop line for "
+                f"{below} of {_epochs(self.patience)} ({fell})"
+            )
+        else:
+            message = (
+                f"clean labels still dominate: {reading.name} peaked at epoch {reading.peak} of "
+                f"{now} and is above the stop line ({fell})"
+            )
+        return replace(decision, message=message)
 
-    def _fall_needed(self, history: Sequence[Record]) -> float:
-        """In nats; without a positive initial loss any fall that lasts is enough."""
-        initial_loss = history[-1]["initial_loss"]
-        return self.tolerance * initial_loss if initial_loss and initial_loss > 0 else 0.0
+    def _read(self, history: Sequence[Record]) -> Reading | None:
+        """The neighbours' vote, more readily believed where the priority has fallen as well."""
+        name = "the agreement with the neighbours"
+        agreement = read_share(history, "agreement", name, self.tolerance)
+        priority = read_priority(history)
+        if agreement is None:
+            return priority and _unless_calm(priority, history)
+        if priority is not None and priority.is_below:
+            return replace(agreement, line=_JOINT * agreement.line)
+        return agreement
+
+    def _epochs_below(self, history: Sequence[Record]) -> int:
+        """For how many epochs running the curve has been below the line, up to the patience."""
+        for below in range(min(self.patience, len(history))):
+            reading = self._read(history[: len(history) - below])
+            if reading is None or not reading.is_below:
+                return below
+        return min(self.patience, len(history))
 
 
 def measure_only(history: Sequence[Record]) -> Decision:
@@ -113,10 +142,14 @@ def measure_only(history: Sequence[Record]) -> Decision:
     return replace(judged, stop=False, reason=StopReason.NO_RULE, message=message)
 
 
-def first_judged(history: Sequence[Record]) -> int | None:
-    """The first epoch after which labels could be judged; None: none yet."""
-    rates = ((epoch, record["noise_rate"]) for epoch, record in enumerate(history, 1))
-    return next((epoch for epoch, rate in rates if rate is not None and rate < MOST_NOISE), None)
+def _unless_calm(priority: Reading, history: Sequence[Record]) -> Reading:
+    """The priority alone takes hard labels for wrong ones; those don't make predictions restless.
+
+    Its line is out of reach unless more predictions change than when fewest did.
+    """
+    changes = [mean for _, mean in means_of(history, "prediction_changes")]
+    is_restless = bool(changes) and changes[-1] >= (1 + _RISE) * min(changes)
+    return priority if is_restless else replace(priority, line=math.inf)
 
 
 def _epochs(count: int) -> str:

@@ -1,0 +1,79 @@
+"""What a witness says: where its curve was highest, how far it has fallen, if that is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..records import Record
+
+WINDOW = 3
+"""Epochs over which a share is averaged: one alone swings with the last steps of each epoch."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A witness after the last epoch of a history."""
+
+    name: str
+    """What has a curve, for people."""
+    peak: int
+    """The epoch at which the curve was highest, counted from 1."""
+    highest: float
+    """Its value there."""
+    fall: float
+    """By how much the curve is lower now."""
+    line: float
+    """The fall from which on the witness says that noise has taken over."""
+
+    @property
+    def is_below(self) -> bool:
+        """Whether the curve has fallen as far as the line."""
+        return self.fall > 0 and self.fall >= self.line
+
+
+def read_share(history: Sequence[Record], key: str, name: str, tolerance: float) -> Reading | None:
+    """Read a share of the samples, averaged over three epochs.
+
+    The peak is the middle one of the three epochs whose mean is highest: the visits of an epoch
+    are made before its end, by about as much as the averaged weights trail.
+
+    Args:
+        history: The records of the epochs, the first one first.
+        key: Where a record has the share; None where it is not known.
+        name: What it is, for people.
+        tolerance: The part of the highest mean that a fall must reach.
+
+    Returns:
+        None where the share of the last epoch is not known.
+    """
+    means = means_of(history, key)
+    if not means:
+        return None
+    epochs = [epoch for epoch, _ in means]
+    best = max(range(len(means)), key=lambda place: means[place][1])
+    highest = means[best][1]
+    peak = epochs[max(best - WINDOW // 2, 0)]
+    return Reading(name, peak, highest, highest - means[-1][1], tolerance * highest)
+
+
+def means_of(history: Sequence[Record], key: str) -> list[tuple[int, float]]:
+    """Epoch, and the mean of what is known of it and the two before it.
+
+    Args:
+        history: The records of the epochs, the first one first.
+        key: Of the value in a record.
+
+    Returns:
+        The epochs in which the value is known; empty where it is not known in the last one.
+    """
+    known = [(epoch, record[key]) for epoch, record in enumerate(history, 1)]
+    known = [(epoch, value) for epoch, value in known if value is not None]
+    if not known or known[-1][0] < len(history):
+        return []
+    values = [value for _, value in known]
+    windows = (values[max(end - WINDOW, 0) : end] for end in range(1, len(values) + 1))
+    return [
+        (epoch, sum(window) / len(window))
+        for (epoch, _), window in zip(known, windows, strict=True)
+    ]
