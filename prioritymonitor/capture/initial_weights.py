@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import ArgumentValueError, exactly
+from ..errors import ArgumentValueError, PriorityMonitorError, exactly
+from .eager import LayerCall
+from .head import giver_in, is_linear
 from .parameters import is_distributed
 from .rerun import is_autocast, unchanged_randomness, unwrapped, without_trace
 
@@ -33,6 +35,8 @@ class InitialWeights:
         """Why there are no features; None if there are, or may be."""
         self._model = model
         self._weights: dict[str, Tensor] = {}
+        self._head: nn.Module | None = None
+        """Found in a pass of ours, where training passes hide it."""
 
     def remember(self) -> None:
         """Copy the weights as they are, unless that was done or there can't be features."""
@@ -53,40 +57,46 @@ class InitialWeights:
         Args:
             why: Why there are no features from here on.
         """
-        self._weights, self.why_none = {}, why or self.why_none
+        self._weights, self._head, self.why_none = {}, None, why or self.why_none
 
     def features(self, head: nn.Module | None, args: Any, kwargs: Any) -> Tensor:
         """Input of the head in a pass in evaluation mode.
 
         Args:
-            head: A layer of the model.
+            head: Gives the logits; None if that is not known.
             args: What the model is called with; it may change them.
             kwargs: The same.
 
         Raises:
-            ValueError: The pass did not get to the head.
+            PriorityMonitorError: No linear layer of the model gives its logits.
         """
-        if head is None:
-            raise ValueError("no linear layer was found that gives the logits; pass head=")
         module = unwrapped(self._model)
         device = next(module.parameters()).device
         is_half = is_autocast(device.type)
-        inputs: list[Tensor] = []
+        head = head or self._head
+        layers = [head] if head else [one for one in module.modules() if is_linear(one)]
+        calls: list[LayerCall] = []
 
         def called(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            inputs.append(args[0] if args else kwargs["input"])
+            calls.append(LayerCall(layer, args[0] if args else kwargs["input"], output))
 
         # A buffer may be written to in any pass.
         buffers = {name: self._weights[name].clone() for name, _ in module.named_buffers()}
         with unchanged_randomness(device), without_trace(module, device):
             for inner in module.modules():
                 vars(inner)["training"] = False  # `eval()` may be the user's own
-            head.register_forward_hook(called, with_kwargs=True)
+            for layer in layers:
+                layer.register_forward_hook(called, with_kwargs=True)
             with torch.autocast(device.type, enabled=is_half):
-                functional_call(module, self._weights | buffers, args, kwargs)
-        if not inputs:
-            raise ValueError("the pass did not get to the head")
-        return inputs[-1]  # of a head that is called twice, the last call counts
+                output = functional_call(module, self._weights | buffers, args, kwargs)
+        # A compiled model with dropout, or one that adds noise in training, shows it only now.
+        self._head = head or giver_in(output, calls)
+        found = [one.features for one in calls if one.layer is self._head]
+        if not found:
+            raise PriorityMonitorError(
+                "no linear layer was found that gives the logits; pass head="
+            )
+        return found[-1]  # of a head that is called twice, the last call counts
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentValueError, contained, described, exactly
+from ..errors import ArgumentValueError, PriorityMonitorError, contained, described, exactly
 from ..records import REPRESENTATION
 from .initial_weights import InitialWeights
 from .passes import Forward
@@ -84,7 +84,7 @@ class Representations:
         if visits is None or not visits.is_open:
             return None
         samples, handed_out = forward.samples, forward.handed_out
-        with contained(lambda error: visits.give_up(described(error))):
+        with contained(lambda error: visits.give_up(_why(error))):
             self._initial.remember()
             seen = handed_out.piece(samples, forward.seen_before) if handed_out else None
             if seen is None or seen.index is None:
@@ -93,7 +93,7 @@ class Representations:
             shape = samples, *REPRESENTATION
             found = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
             # Other ranks may wait in a pass, where the model itself talks to them: all make it.
-            if seen.is_whole and 2 * int(wanted.sum()) < samples and _is_alone():
+            if seen.is_whole and 2 * wanted.numpy().sum() < samples and _is_alone():
                 (rows,) = torch.where(wanted)
                 call = _taken(call, samples, rows)
                 if len(rows):
@@ -106,7 +106,7 @@ class Representations:
         """Both representations, `[B, 2, 64]`, from a call with copies of the user's tensors.
 
         Raises:
-            ValueError: There is none.
+            PriorityMonitorError: There is none.
         """
         args, kwargs = call
         made: list[Tensor | None] = [None, None]
@@ -114,15 +114,17 @@ class Representations:
         with torch.no_grad():
             try:
                 made[0] = self._of_inputs(args, kwargs, samples)
-            except ValueError as error:
+            except PriorityMonitorError as error:
                 problem = str(error)
             if self._initial.why_none is None:
-                with contained(lambda error: self._initial.forget(described(error))):
+                with contained(lambda error: self._initial.forget(_why(error))):
                     made[1] = self._of_features(head, args, kwargs, samples)
         known = next((one for one in made if one is not None), None)
         if known is None:
             why = self._initial.why_none
-            raise ValueError(f"{problem}; features of the initial weights can't be had: {why}")
+            raise PriorityMonitorError(
+                f"{problem}; features of the initial weights can't be had: {why}"
+            )
         unknown = torch.full_like(known, torch.nan)
         return torch.stack([unknown if one is None else one.to(known) for one in made], 1)
 
@@ -130,13 +132,13 @@ class Representations:
         """Of the first tensor that the model was called with.
 
         Raises:
-            ValueError: Distances in it mean nothing, or there is none.
+            PriorityMonitorError: Distances in it mean nothing, or there is none.
         """
         tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
         if not tensors:
-            raise ValueError("the model is called with no tensor")
+            raise PriorityMonitorError("the model is called with no tensor")
         if not tensors[0].is_floating_point() and tensors[0].dtype != torch.uint8:
-            raise ValueError(f"inputs of {tensors[0].dtype} have no distances")
+            raise PriorityMonitorError(f"inputs of {tensors[0].dtype} have no distances")
         return self._inputs(_rows(tensors[0], samples))
 
     def _of_features(self, head: nn.Module | None, args: Any, kwargs: Any, samples: int) -> Tensor:
@@ -237,9 +239,15 @@ class Projection:
         self._size, self._centre = size, None if centre is None else centre.clone()
 
 
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, PriorityMonitorError) else described(error)
+
+
 def _rows(tensor: Tensor, samples: int) -> Tensor:
     if tensor.ndim < 2 or len(tensor) != samples:
-        raise ValueError(f"{list(tensor.shape)} is not one row for each of {samples} samples")
+        raise PriorityMonitorError(
+            f"{list(tensor.shape)} is not one row for each of {samples} samples"
+        )
     return tensor.flatten(1).float()
 
 

@@ -23,8 +23,8 @@ MOST_ASKED = 10_000
 _ENOUGH, _NEARLY_ALL = 200, 0.9
 """So many candidates must have been visited, or such a share of them if they are few."""
 
-_MOST_EPOCHS = 3
-"""In which they may be gathered, where an epoch shows few of them."""
+_MOST_VISITS = 3
+"""As many for each sample may go by, where few of the candidates are among them."""
 
 _SEED = 20240212
 
@@ -47,7 +47,6 @@ class FirstVisits:
         self.when_closed: Callable[[], None] = _nothing
         """Called when no more is to be gathered."""
         self._history = history
-        self._epochs = 0
         self._count = min(history.size, MOST_CANDIDATES)
         self._is_candidate: Tensor | None = None
         self._slots: Tensor | None = None
@@ -106,9 +105,10 @@ class FirstVisits:
         """
         if not self.is_open:
             return
-        self._epochs += 1
+        visits = int(self._history.past.visits.sum())
         if self._scales is None or self._values is None:
-            self.give_up("the model's own forward pass was not called, only parts of the model")
+            if visits:
+                self.give_up("the model's own forward pass was not called, only parts of the model")
             return
         scales = self._scales[:-1].cpu()
         candidates = self._candidates()
@@ -122,8 +122,8 @@ class FirstVisits:
             column[candidates[seen[asked]]] = votes.to(column.dtype)
             self.vote = column
             self._close()
-        elif self._epochs >= _MOST_EPOCHS:
-            self.give_up(f"only {len(seen)} samples were visited in {self._epochs} epochs")
+        elif visits >= _MOST_VISITS * self._history.size:
+            self.give_up(f"only {len(seen)} samples show what they look like")
 
     def give_up(self, reason: str) -> None:
         """There will be no votes, unless there are some already."""
@@ -170,7 +170,7 @@ class FirstVisits:
         """Tensors and plain types; which samples are candidates follows from their number."""
         kept = {"vote": self.vote, "values": self._values, "scales": self._scales}
         copies = {name: None if x is None else x.cpu().clone() for name, x in kept.items()}
-        return copies | {"why_none": self.why_none, "epochs": self._epochs}
+        return copies | {"why_none": self.why_none}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`.
@@ -185,7 +185,6 @@ class FirstVisits:
         if has_values:
             values, scales = like(state["values"], values), like(state["scales"], scales)
         self.why_none = exactly(state["why_none"], str, NoneType)
-        self._epochs = exactly(state["epochs"], int)
         self.vote = vote
         self._values, self._scales = (values, scales) if has_values else (None, None)
         if not self.is_open:
