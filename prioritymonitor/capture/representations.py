@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentValueError, PriorityMonitorError, contained, described, exactly
 from ..records import REPRESENTATION
 from .initial_weights import InitialWeights
+from .loader.handed_out import HandedOut
 from .passes import Forward
 
 _WIDTH = REPRESENTATION[1]
@@ -55,11 +56,14 @@ class Representations:
         self._visits = visits
         self._initial = InitialWeights(model)
         self._inputs, self._features = Projection(), Projection()
+        self._latest: tuple[HandedOut, Tensor] | None = None
+        """Of a whole batch: an attack, or a closure, goes through the model with it many times."""
         if visits is not None:
             visits.when_closed = self.forget
 
     def forget(self) -> None:
         """Free what is only needed to make them."""
+        self._latest = None
         self._initial.forget()
         self._inputs.forget()
         self._features.forget()
@@ -87,20 +91,28 @@ class Representations:
         with contained(lambda error: visits.give_up(_why(error))):
             self._initial.remember()
             seen = handed_out.piece(samples, forward.seen_before) if handed_out else None
-            if seen is None or seen.index is None:
+            if handed_out is None or seen is None or seen.index is None:
                 return None
-            wanted = visits.wanted(seen.index)
-            shape = samples, *REPRESENTATION
-            found = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
-            # Other ranks may wait in a pass, where the model itself talks to them: all make it.
-            if seen.is_whole and 2 * wanted.numpy().sum() < samples and _is_alone():
-                (rows,) = torch.where(wanted)
-                call = _taken(call, samples, rows)
-                if len(rows):
-                    found[rows.to(device)] = self._made(len(rows), head, call).to(device)
-                return found
-            return self._made(samples, head, _taken(call, samples, None)).to(device)
+            if not seen.is_whole:
+                return self._made(samples, head, _taken(call, samples, None)).to(device)
+            if self._latest is None or self._latest[0] is not handed_out:
+                wanted = visits.wanted(seen.index)
+                self._latest = handed_out, self._of_batch(wanted, head, call).to(device)
+            return self._latest[1]
         return None
+
+    def _of_batch(self, wanted: Tensor, head: nn.Module | None, call: Any) -> Tensor:
+        samples = len(wanted)
+        # Other ranks may wait in a pass, where the model itself talks to them: all make it.
+        if 2 * wanted.numpy().sum() >= samples or not _is_alone():
+            return self._made(samples, head, _taken(call, samples, None))
+        found = torch.full((samples, *REPRESENTATION), torch.nan, dtype=torch.float32, device="cpu")
+        (rows,) = torch.where(wanted)
+        if len(rows):
+            made = self._made(len(rows), head, _taken(call, samples, rows))
+            found = found.to(made.device)
+            found[rows.to(made.device)] = made
+        return found
 
     def _made(self, samples: int, head: nn.Module | None, call: Any) -> Tensor:
         """Both representations, `[B, 2, 64]`, from a call with copies of the user's tensors.

@@ -17,7 +17,7 @@ from .neighbours import best_votes
 MOST_CANDIDATES = 50_000
 """Samples that can be neighbours: a fixed random subset of a larger data set."""
 
-MOST_ASKED = 10_000
+MOST_ASKED = 5_000
 """Samples that neighbours vote on."""
 
 _ENOUGH, _NEARLY_ALL = 200, 0.9

@@ -10,7 +10,7 @@ from torch import Tensor
 NEIGHBOURS = 10
 """How many vote on a sample."""
 
-_ASKED_TO_COMPARE = 2_000
+_ASKED_TO_COMPARE = 1_000
 """Samples whose votes tell which representation is the better one."""
 
 _TOGETHER = 2**23
@@ -85,9 +85,11 @@ def neighbour_votes(
         return torch.full((len(asked),), -1, dtype=torch.int64, device="cpu")
     group = _GROUP if len(vectors) >= 2 * _GROUP * votes else 1
     filled = torch.nn.functional.pad(comparable(vectors), (0, 0, 0, -len(vectors) % group))
+    together = min(max(_TOGETHER // len(filled), 1), len(asked))
+    memory = filled.new_empty(together, len(filled))  # one piece: freed ones are not all used again
     found = []
-    for rows in asked.split(max(_TOGETHER // len(filled), 1)):
-        likeness = filled[rows] @ filled.T
+    for rows in asked.split(together):
+        likeness = torch.mm(filled[rows], filled.T, out=memory[: len(rows)])
         likeness[:, len(vectors) :] = -torch.inf
         likeness.scatter_(1, rows[:, None], -torch.inf)  # itself
         found.append(_majority(label[_largest(likeness, votes, group)]))
