@@ -6,6 +6,7 @@ has changed. All of them are there in torch 2.2 to 2.13 unless it says otherwise
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from types import CodeType
@@ -147,6 +148,12 @@ def changes_of(tensor: Tensor) -> int:
     return tensor._version
 
 
+def gathers_parameters(model: nn.Module) -> bool:
+    """True if a forward pass waits for other ranks, which hold parts of the parameters."""
+    package = "torch.distributed.fsdp."
+    return any(type(module).__module__.startswith(package) for module in model.modules())
+
+
 def has_gradient_hooks(parameter: Tensor) -> bool:
     """True if someone has put a hook on the gradient of a parameter."""
     return bool(parameter._backward_hooks)
@@ -179,6 +186,16 @@ def kept_iterator(loader: DataLoader[Any]) -> Any:
     Reads `DataLoader._iterator`, there since torch 1.7; without it None.
     """
     return getattr(loader, "_iterator", None)
+
+
+def with_own_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A copy that shares all of a loader but the iterator which that keeps for its workers.
+
+    Sets `DataLoader._iterator`, there since torch 1.7.
+    """
+    twin = copy.copy(loader)
+    vars(twin)["_iterator"] = None
+    return twin
 
 
 def index_sampler(iterator: Any) -> Any:
