@@ -60,8 +60,17 @@ class Validation:
     def _failed(self, error: Exception) -> None:
         if may_pass(error):
             self._log.once(f"validation= failed and is tried again: {described(error)}")
-            return
-        self._held_out = None
-        why = str(error) if isinstance(error, UnusableError) else described(error)
-        self._log.once(f"validation= is off, measuring and training go on: {why}")
-        self._log.cause(error)
+        else:
+            self._held_out = None
+            why = str(error) if isinstance(error, UnusableError) else _short(error)
+            self._log.once(f"validation= is off, measuring and training go on: {why}")
+            self._log.cause(error)
+        # What torch raises for a worker refers to itself: the workers would wait for the garbage
+        # collector, which then waits for them.
+        error.__traceback__ = None
+
+
+def _short(error: Exception) -> str:
+    """An error without the traceback that torch puts into one of a worker."""
+    first, *rest = described(error).splitlines()
+    return f"{first} {rest[-1]}" if rest else first

@@ -51,9 +51,14 @@ def never_compile(function: Callable[..., Any]) -> None:
     tell_dynamo()
 
 
+def may_compile() -> bool:
+    """Whether anything can have been compiled by now; whoever asks more than that loads dynamo."""
+    return "torch._dynamo" in sys.modules
+
+
 def tell_dynamo() -> None:
     """Pass on what `never_compile` was told, if that can be; next to free."""
-    if len(_skipped) < len(_codes) and "torch._dynamo" in sys.modules:
+    if len(_skipped) < len(_codes) and may_compile():
         from torch._dynamo.eval_frame import skip_code
 
         for code in _codes - _skipped:
@@ -65,7 +70,7 @@ def run_outside_graphs(function: Callable[..., Any], args: Any, kwargs: Any) -> 
     """Call a function so that neither it nor what it calls is compiled."""
     global _run_disabled
     if _run_disabled is None:
-        if "torch._dynamo" not in sys.modules:
+        if not may_compile():
             return function(*args, **kwargs)
         tell_dynamo()
         _run_disabled = torch.compiler.disable(_run)
