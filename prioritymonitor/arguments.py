@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .capture.head import is_linear
+from .capture.loader.first_samples import FirstSamples
 from .errors import ArgumentTypeError, ArgumentValueError
 from .samples.known_labels import KnownNoise
 from .stopping.rule import Rule
@@ -35,6 +36,7 @@ class Settings:
     every: int
     stop: Rule | None
     keep_best: str | None
+    validation: FirstSamples | None
     class_names: tuple[str, ...] | None
     log_dir: Path | None
     writer: Any
@@ -54,6 +56,7 @@ def checked(
     every: Any,
     stop: Any,
     keep_best: Any,
+    validation: Any,
     class_names: Any,
     log_dir: Any,
     writer: Any,
@@ -83,6 +86,7 @@ def checked(
         every=every if every is not None else _EVERY[scope],
         stop=stop,
         keep_best=keep_best,
+        validation=check_validation(validation, loader),
         class_names=check_class_names(class_names),
         log_dir=Path(log_dir) if log_dir is not None else None,
         writer=writer,
@@ -147,6 +151,21 @@ def check_loader(loader: Any) -> None:
             f"got train_loader of type {_name(loader)}; pass the torch DataLoader of the training "
             "data, or leave it out and do without suspects and stop"
         )
+
+
+def check_validation(validation: Any, loader: Any) -> FirstSamples | None:
+    """The held-out samples; raises unless they can be iterated over again, and are held out."""
+    if validation is None:
+        return None
+    if validation is loader:
+        raise ArgumentValueError("got train_loader as validation; pass a loader of other samples")
+    is_one = isinstance(validation, (str, bytes, Tensor, Mapping, Iterator))
+    if is_one or not isinstance(validation, Iterable):
+        raise ArgumentTypeError(
+            f"got validation of type {_name(validation)}; pass a DataLoader, or another iterable "
+            "of batches that can be gone through again"
+        )
+    return FirstSamples(validation)
 
 
 def check_choices(scope: Any, engine: Any, stop: Any, keep_best: Any) -> None:

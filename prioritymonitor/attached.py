@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .arguments import Settings
+from .capture.held_out import HeldOut
 from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
 from .capture.representations import FirstVisits
@@ -83,6 +84,17 @@ class Attached:
             guard=self.guard,
         )
         return self.capture
+
+    def held_out(self, model: nn.Module, settings: Settings) -> HeldOut | None:
+        """The held-out samples, where there are any; nothing is put on them."""
+        if settings.validation is None:
+            return None
+        return HeldOut(
+            model,
+            settings.validation,
+            settings.criterion,
+            logits_at=lambda: self.capture.head_finder.logits_at,
+        )
 
     def detach(self) -> None:
         """Leave model, criterion, optimizer and loader as they were found."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,7 @@ from .errors import PriorityMonitorError
 from .records import Decision, Suspect
 from .run import Run
 from .samples.known_labels import NoisyCallable
-from .state import load_state_dict as load_state
-from .state import state_dict as state_of
+from .state import load_state_dict, state_dict
 from .stopping.rule import Rule, StopRule
 
 
@@ -72,6 +71,10 @@ class GradientMonitor:
         keep_best: Weights to keep for `restore_best()`: `"averaged"`, a running average of the
             weights, which trails them and is taken one epoch after the best one, `"last"`, the
             weights as the optimizer left them at the end of the best epoch, or None.
+        validation: A loader of other samples with labels as given, however noisy: one more witness.
+            Batches are `(inputs, labels)`, or dicts of labels and the model's arguments; the model
+            takes them as they come. Its averaged weights are tried on the first 2,000 samples at
+            each epoch's end. They are drawn by a fixed seed, and are not in `state_dict()`.
         class_names: Names of the classes, in their order; they go into the run folder.
         log_dir: Folder of the run: TensorBoard events, its epochs, samples and suspects, written
             while the run goes on. None: nothing is written. A folder of another run is left alone,
@@ -101,6 +104,7 @@ class GradientMonitor:
         every: int | None = None,
         stop: Rule | None = StopRule(),  # noqa: B008  it is frozen
         keep_best: Literal["averaged", "last"] | None = "averaged",
+        validation: Iterable[Any] | None = None,
         class_names: Sequence[str] | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         writer: Any = None,
@@ -119,6 +123,7 @@ class GradientMonitor:
             every=every,
             stop=stop,
             keep_best=keep_best,
+            validation=validation,
             class_names=class_names,
             log_dir=log_dir,
             writer=writer,
@@ -187,9 +192,6 @@ class GradientMonitor:
         Raises:
             ArgumentTypeError: `k` is no whole number, or `min_score` no number.
             ArgumentValueError: One of them is out of its range.
-
-        Examples:
-            >>> wrong = {suspect.index for suspect in monitor.suspects()}  # doctest: +SKIP
         """
         arguments.check_count("k", k, least=0)
         arguments.check_share("min_score", min_score)
@@ -250,7 +252,7 @@ class GradientMonitor:
 
         It is as large as the table of samples and the kept weights. It brings all to the disk.
         """
-        return state_of(self._run)
+        return state_dict(self._run)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run: the same decisions follow as without the interruption.
@@ -265,7 +267,7 @@ class GradientMonitor:
             ArgumentValueError: The state is damaged, or from a run with other data, `train_loader`
                 or `keep_best`; the monitor is left as it was.
         """
-        load_state(self._run, state)
+        load_state_dict(self._run, state)
 
     def close(self) -> None:
         """Take every hook off, write what is left, leave model, optimizer and loader as found.
@@ -283,10 +285,8 @@ class GradientMonitor:
         self.close()
 
     def __repr__(self) -> str:
-        run, capture = self._run, self._run.attached.capture
-        scope = f"scope={'all' if run.attached.scope.is_of_all else 'head'!r}"
-        if run.settings.engine is not None:
-            scope += f", engine={run.settings.engine!r}"
+        run, capture, engine = self._run, self._run.attached.capture, self._run.settings.engine
+        scope = "scope='head'" if engine is None else f"scope='all', engine={engine!r}"
         return (
             f"GradientMonitor({self._model_name}, head={capture.head_finder.head}, {scope}, "
             f"every={run.settings.every}, steps={capture.steps}, epochs={run.epoch}, "

@@ -26,7 +26,6 @@ from .errors import contained, described, may_pass
 from .judge import Judge, SamplesMixedUp
 from .records import (
     NOTHING_YET,
-    Columns,
     Decision,
     Observation,
     Phase,
@@ -43,6 +42,7 @@ from .samples.grouping import Grouping
 from .samples.table import SampleTable
 from .steps import Steps
 from .tags import RECORD_KEYS
+from .validation import Validation
 
 
 class Run:
@@ -104,6 +104,8 @@ class Run:
             has_named_head=settings.head is not None,
             has_identity=self.judge is not None,
         )
+        held_out = self.attached.held_out(model, settings)
+        self.validation = Validation(held_out, self.guard.stopwatch, self.reports, self.log)
         self.attached.to_training(
             model,
             optimizer,
@@ -136,7 +138,7 @@ class Run:
                 return
             self.bring_up_to_date()
             self.attached.detach()
-            self.reports.close(self._suspects)
+            self.reports.close(self.table.suspect_columns)
             self.resumes_as, self.phase = self.phase, Phase.CLOSED
 
     # Passes and steps
@@ -217,10 +219,11 @@ class Run:
         self.steps.report()
         self.log.once(*self._health.end_epoch(self.epoch + 1))
         steps, epoch = self.attached.capture.steps, self.epoch + 1
-        record = dict.fromkeys(RECORD_KEYS)
-        record |= {"epoch": epoch, "step": steps, "time": time.time()}
+        record = dict.fromkeys(RECORD_KEYS) | {"epoch": epoch, "step": steps, "time": time.time()}
         if self.judge is not None:
             self.expected_steps = self.judge.count_steps(self.expected_steps)
+        keeper = self.judge.keeper if self.judge is not None else None
+        record["validation"] = self.validation.end_epoch(keeper, steps)
         had_stopped = self.decision.stop
         decision = self._judge(record)
         record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}
@@ -231,7 +234,7 @@ class Run:
         self.reports.epoch(record, self.table.columns)
         if decision.stop and not had_stopped:
             self.phase = Phase.STOPPED
-            self.reports.stop(decision, steps, self._suspects)
+            self.reports.stop(decision, steps, self.table.suspect_columns)
 
     def _judge(self, record: Record) -> Decision:
         if self.judge is not None and self.follows_samples:
@@ -285,9 +288,6 @@ class Run:
             self.attached.capture.observe()
         self.steps.report()
         self.reports.flush()
-
-    def _suspects(self) -> Columns:
-        return self.table.suspect_columns(None, 0.0)
 
     def restore_best(self) -> int | None:
         """Put the kept weights into the model; the epoch they are from, or None without any."""

@@ -147,11 +147,26 @@ EPOCH_TAGS = (
         "share of the samples predicted otherwise than at their visit before: restless as labels "
         "begin to be fitted",
     ),
-    Tag("validation", "", "[0, 1]", "share of the held-out given labels that is predicted"),
+    Tag(
+        "validation",
+        "",
+        "[0, 1]",
+        "share of the given labels of `validation=` that the averaged weights predict",
+    ),
     Tag("best_epoch", "", "≥ 1", "whose weights `restore_best()` would give"),
     Tag("stop", "", "0 or 1", "1 once training should end"),
 )
 """Written at the end of each epoch, as scalars."""
+
+VALIDATION_TAGS = (
+    Tag(
+        "validation_seconds",
+        "s",
+        "≥ 0",
+        "what `validation=` took at the end of this epoch; it is in no `overhead_fraction`",
+    ),
+)
+"""Written at the end of each epoch with `validation=`, and in no record."""
 
 RECORD_TAGS = (
     Tag("step", "optimizer steps", "≥ 0", "made so far: the step axis of TensorBoard"),
@@ -160,7 +175,9 @@ RECORD_TAGS = (
 )
 """In the records of `history()` and `epochs.jsonl` only: not scalars, or the axis itself."""
 
-_BY_NAME = {tag.name: tag for tag in (*STEP_TAGS, *ALL_PARAMETERS_TAGS, *EPOCH_TAGS, *RECORD_TAGS)}
+_OF_STEPS = (*STEP_TAGS, *ALL_PARAMETERS_TAGS, *VALIDATION_TAGS)
+
+_BY_NAME = {tag.name: tag for tag in (*_OF_STEPS, *EPOCH_TAGS, *RECORD_TAGS)}
 
 EPOCH_SCALARS = frozenset(tag.name for tag in EPOCH_TAGS)
 """Keys of an epoch's record that are scalars."""

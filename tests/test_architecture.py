@@ -16,7 +16,7 @@ LAYERS = [
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments"},
-    {"attached", "judge", "state", "steps"},
+    {"attached", "judge", "state", "steps", "validation"},
     {"run"},
     {"monitor"},
     {"__init__"},

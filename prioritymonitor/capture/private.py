@@ -6,6 +6,7 @@ has changed. All of them are there in torch 2.2 to 2.13 unless it says otherwise
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from types import CodeType
@@ -50,9 +51,14 @@ def never_compile(function: Callable[..., Any]) -> None:
     tell_dynamo()
 
 
+def may_compile() -> bool:
+    """Whether anything can have been compiled by now; whoever asks more than that loads dynamo."""
+    return "torch._dynamo" in sys.modules
+
+
 def tell_dynamo() -> None:
     """Pass on what `never_compile` was told, if that can be; next to free."""
-    if len(_skipped) < len(_codes) and "torch._dynamo" in sys.modules:
+    if len(_skipped) < len(_codes) and may_compile():
         from torch._dynamo.eval_frame import skip_code
 
         for code in _codes - _skipped:
@@ -64,7 +70,7 @@ def run_outside_graphs(function: Callable[..., Any], args: Any, kwargs: Any) -> 
     """Call a function so that neither it nor what it calls is compiled."""
     global _run_disabled
     if _run_disabled is None:
-        if "torch._dynamo" not in sys.modules:
+        if not may_compile():
             return function(*args, **kwargs)
         tell_dynamo()
         _run_disabled = torch.compiler.disable(_run)
@@ -147,6 +153,12 @@ def changes_of(tensor: Tensor) -> int:
     return tensor._version
 
 
+def gathers_parameters(model: nn.Module) -> bool:
+    """True if a forward pass waits for other ranks, which hold parts of the parameters."""
+    package = "torch.distributed.fsdp."
+    return any(type(module).__module__.startswith(package) for module in model.modules())
+
+
 def has_gradient_hooks(parameter: Tensor) -> bool:
     """True if someone has put a hook on the gradient of a parameter."""
     return bool(parameter._backward_hooks)
@@ -179,6 +191,16 @@ def kept_iterator(loader: DataLoader[Any]) -> Any:
     Reads `DataLoader._iterator`, there since torch 1.7; without it None.
     """
     return getattr(loader, "_iterator", None)
+
+
+def with_own_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A copy that shares all of a loader but the iterator which that keeps for its workers.
+
+    Sets `DataLoader._iterator`, there since torch 1.7.
+    """
+    twin = copy.copy(loader)
+    vars(twin)["_iterator"] = None
+    return twin
 
 
 def index_sampler(iterator: Any) -> Any:

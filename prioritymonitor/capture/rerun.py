@@ -71,12 +71,12 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
         for x in attributes.values()
         if type(x) in _CONTAINERS
     ]
-    with _surely(lambda: _put_back(found, held)), contextlib.ExitStack() as stack:
+    with surely(lambda: _put_back(found, held)), contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the training pass gave them
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if hasattr(torch.compiler, "set_stance"):  # torch 2.6
+        if private.may_compile() and hasattr(torch.compiler, "set_stance"):  # torch 2.6
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(module, nn.RNNBase) for module in found):
             # Their fused kernels can't be mapped over samples.
@@ -88,7 +88,22 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _surely(undo: Callable[[], None]) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, the layers are in evaluation mode, without calls of `eval()` that may do more."""
+    found = [(module, module.training) for module in model.modules()]
+
+    def put_back() -> None:
+        for module, is_training in found:
+            module.training = is_training
+
+    with surely(put_back):
+        for module, _ in found:
+            module.training = False
+        yield
+
+
+@contextlib.contextmanager
+def surely(undo: Callable[[], None]) -> Iterator[None]:
     """Undo it afterwards, once more if a signal breaks that off; so it must bear being repeated."""
     try:
         try:
@@ -141,6 +156,14 @@ class RandomState:
             states.append(torch.cuda.get_rng_state(device))
         return cls(device, tuple(states), random.getstate(), np.random.get_state())
 
+    @classmethod
+    def seeded(cls, device: torch.device, seed: int) -> RandomState:
+        """The state that belongs to a seed."""
+        devices = ("cpu", device) if device.type == "cuda" else ("cpu",)
+        states = [torch.Generator(one).manual_seed(seed).get_state() for one in devices]
+        own = random.Random(seed).getstate(), np.random.RandomState(seed).get_state()
+        return cls(device, tuple(states), *own)
+
     def restore(self) -> None:
         """Draw from here on what was drawn since."""
         torch.set_rng_state(self.tensors[0])
@@ -158,5 +181,5 @@ class RandomState:
 @contextlib.contextmanager
 def unchanged_randomness(device: torch.device) -> Iterator[None]:
     """Afterwards, the generators are where they were."""
-    with _surely(RandomState.now(device).restore):
+    with surely(RandomState.now(device).restore):
         yield

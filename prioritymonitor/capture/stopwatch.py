@@ -22,22 +22,33 @@ class Stopwatch:
     that it takes to hand it over, and with any waiting that the hook does itself.
     """
 
-    __slots__ = ("_asked", "_spent")
+    __slots__ = ("_asked", "_left_out", "_spent")
 
     def __init__(self) -> None:
+        self._left_out = 0.0
         self._spent = 0.0
         self._asked = self.read()
 
     def read(self) -> Lap:
         """What it shows now."""
-        return Lap(perf_counter(), self._spent)
+        return Lap(perf_counter() - self._left_out, self._spent)
 
     def add_since(self, began: Lap) -> None:
         """Count all the time since then, whatever was counted within it.
 
         There is no state in between, so that an exception at any moment spoils nothing.
         """
-        self._spent = began.spent + perf_counter() - began.now
+        self._spent = began.spent + self.read().now - began.now
+
+    def leave_out_since(self, began: Lap) -> float:
+        """Have it stand still since then: neither the monitor's time nor anyone's.
+
+        Returns:
+            The seconds.
+        """
+        seconds = self.read().now - began.now
+        self._left_out += seconds
+        return seconds
 
     def share(self) -> float:
         """Share of wall time spent in the monitor since this was last called, in [0, 1]."""

@@ -32,6 +32,7 @@ class Log(Sink):
         for name, text in (
             ("train_loss", "train loss {:.4f}"),
             ("priority", "clean priority {:+.4f}"),
+            ("validation", "validation {:.1%}"),
             ("noise_rate", "noise rate {:.1%}"),
             ("reason", "{}"),
             ("best_epoch", "best epoch {}"),

@@ -152,7 +152,7 @@ class SampleTable:
         columns = self.suspect_columns(k, min_score).values()
         return [Suspect(*row) for row in zip(*(one.tolist() for one in columns), strict=True)]
 
-    def suspect_columns(self, k: int | None, min_score: float) -> Columns:
+    def suspect_columns(self, k: int | None = None, min_score: float = 0.0) -> Columns:
         """The same by column, with the names of `Suspect`."""
         verdict = self._verdict
         if verdict is None:

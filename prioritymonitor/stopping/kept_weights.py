@@ -111,6 +111,11 @@ class WeightKeeper:
         self._pairs = None  # parameters may be frozen, unfrozen or moved between epochs
         return steps
 
+    @property
+    def weights(self) -> Weights | None:
+        """The average; empty where the model's own are meant, None where it is frozen."""
+        return None if self._averaged and self._frozen else dict(self._average)
+
     def hold(self, epoch: int) -> None:
         """Hold the weights as they are now, as those of this epoch, until it lies too far back."""
         if self._frozen:

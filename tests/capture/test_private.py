@@ -47,6 +47,15 @@ def test_a_loader_with_persistent_workers_keeps_its_iterator():
     assert private.kept_iterator(loader()) is None
 
 
+def test_a_copy_with_its_own_iterator_leaves_the_kept_one_alone():
+    keeping = loader(num_workers=1, persistent_workers=True)
+    kept = iter(keeping)
+    twin = private.with_own_iterator(keeping)
+    assert len(list(twin)) == len(keeping)
+    assert private.kept_iterator(keeping) is kept
+    assert private.kept_iterator(twin) is not kept
+
+
 def test_a_kept_iterator_draws_from_another_sampler_from_its_reset_on():
     keeping = loader(num_workers=1, persistent_workers=True)
     private.set_index_sampler(iter(keeping), [[3, 4], [1]])

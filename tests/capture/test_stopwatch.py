@@ -40,3 +40,18 @@ def test_hooks_within_hooks_count_once_and_errors_too(clock):
     assert guard.stopwatch.share() == 0.0
     assert guard.stopwatch.share() == 0.0  # no time has passed
     assert other.stopwatch.read().spent == 0.0
+
+
+def test_what_is_left_out_is_neither_the_monitors_time_nor_the_loops(clock):
+    guard = Guard(lambda error: None)
+
+    def hook():
+        clock(1.0)
+        began = guard.stopwatch.read()
+        clock(50.0)
+        assert guard.stopwatch.leave_out_since(began) == 50.0
+        clock(1.0)
+
+    Hook(hook, guard)()
+    clock(6.0)
+    assert guard.stopwatch.share() == 0.25

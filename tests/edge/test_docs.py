@@ -18,6 +18,7 @@ from prioritymonitor.tags import (
     POPULATION,
     RECORD_TAGS,
     STEP_TAGS,
+    VALIDATION_TAGS,
 )
 from tests.support.cases import make_data, make_loader, mlp
 
@@ -82,7 +83,9 @@ def table(tags):
     return "\n".join(["| tag | unit | range | meaning |", "|---|---|---|---|", *rows, ""])
 
 
-@pytest.mark.parametrize("part", [STEP_TAGS, ALL_PARAMETERS_TAGS, EPOCH_TAGS, RECORD_TAGS])
+@pytest.mark.parametrize(
+    "part", [STEP_TAGS, ALL_PARAMETERS_TAGS, EPOCH_TAGS, VALIDATION_TAGS, RECORD_TAGS]
+)
 def test_the_documentation_says_of_the_tags_what_their_table_says(part):
     assert table(part) in (PAGES / "measured.md").read_text()
 

@@ -11,11 +11,12 @@ from prioritymonitor.tags import (
     EPOCH_TAGS,
     RECORD_TAGS,
     STEP_TAGS,
+    VALIDATION_TAGS,
     tag_of,
 )
 from tests.support.cases import make_data, make_loader, mlp
 
-TAGS = [*STEP_TAGS, *ALL_PARAMETERS_TAGS, *EPOCH_TAGS, *RECORD_TAGS]
+TAGS = [*STEP_TAGS, *ALL_PARAMETERS_TAGS, *EPOCH_TAGS, *VALIDATION_TAGS, *RECORD_TAGS]
 
 
 @pytest.fixture(scope="module", params=["head", "all"])

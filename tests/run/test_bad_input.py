@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from prioritymonitor import (
     ArgumentTypeError,
@@ -69,6 +69,17 @@ WRONG = {
     "head that is no linear layer": (lambda: {"head": nn.ReLU()}, ArgumentTypeError, "head"),
     "head of another model": (lambda: {"head": nn.Linear(8, 5)}, ArgumentValueError, "head"),
     "unknown keep_best": (lambda: {"keep_best": "first"}, ArgumentValueError, "keep_best"),
+    "validation that is none": (lambda: {"validation": 3}, ArgumentTypeError, "validation"),
+    "validation that is a data set": (
+        lambda: {"validation": TensorDataset(torch.zeros(3, INPUTS))},
+        ArgumentTypeError,
+        "DataLoader",
+    ),
+    "validation that can be read once": (
+        lambda: {"validation": iter([])},
+        ArgumentTypeError,
+        "gone through again",
+    ),
     "stop that is a number": (lambda: {"stop": 7}, ArgumentTypeError, "StopRule"),
     "criterion that is a word": (lambda: {"criterion": "ce"}, ArgumentTypeError, "criterion"),
     "function as criterion without labels": (
@@ -92,6 +103,12 @@ def test_a_wrong_argument_raises_at_construction(options, error, message):
         make(**{"loader": loader, **options()})
     assert isinstance(raised.value, PriorityMonitorError)
     assert "_get_iterator" not in vars(loader)
+
+
+def test_the_train_loader_is_no_validation():
+    loader = make_loader(make_data(torch.float32), batch_size=10)
+    with pytest.raises(ArgumentValueError, match="other samples"):
+        make(loader=loader, validation=loader)
 
 
 def test_a_model_that_is_none_raises():

@@ -76,9 +76,9 @@ class Shuffled:
         return 400
 
 
-def run_to_the_stop(interrupted_at, tmp_path, known=None):
+def run_to_the_stop(interrupted_at, tmp_path, known=None, **options):
     order = Shuffled()
-    options = {"noisy": separable().noisy} if known else {}
+    options |= {"noisy": separable().noisy} if known else {}
     run = Run(order, **options)
     for epoch in range(60):
         order.epoch = epoch
@@ -112,6 +112,17 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(where, uninterrupted, tmp_p
 def test_a_resumed_run_with_known_noise_ends_as_the_uninterrupted_one(tmp_path):
     resumed = run_to_the_stop((4, 5), tmp_path, known=True).outcome()
     assert_identical(resumed, run_to_the_stop(None, tmp_path, known=True).outcome())
+
+
+def test_a_resumed_run_tries_the_same_held_out_samples(tmp_path):
+    def run(interrupted_at):
+        shuffled = {"shuffle": True, "generator": torch.Generator()}
+        held_out = make_loader(make_data(torch.float32, 2300), batch_size=30, **shuffled)
+        return run_to_the_stop(interrupted_at, tmp_path, validation=held_out).outcome()
+
+    uninterrupted = run(None)
+    assert len({record["validation"] for record in uninterrupted["history"]}) > 2
+    assert_identical(run((4, 5)), uninterrupted)
 
 
 def test_a_stopped_run_stays_stopped_after_resuming(tmp_path):

@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .. import private
 from ..hooks import Guard, Hook
+from .batches import labels_in
 from .data_loader import WatchedIterators
 from .handed_out import HandedOut, Traversal
-
-_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
 class LoaderRecorder:
@@ -132,7 +131,7 @@ class LoaderRecorder:
             self._traversal_ends(last.traversal)
 
     def _batch_begins(self, traversal: Traversal, drawn: Any, batch: Any) -> None:
-        index, labels = self._index(drawn), _labels(batch)
+        index, labels = self._index(drawn), labels_in(batch)
         self._of_thread.batch = HandedOut(traversal, index, labels, came_late=traversal.is_over)
 
     def _index(self, drawn: Any) -> Tensor | None:
@@ -187,12 +186,3 @@ def _length(sized: Any, length: Callable[[Any], int] = len) -> int | None:
         return length(sized)
     except (TypeError, NotImplementedError, AttributeError):  # a stream, or a sampler without end
         return None
-
-
-def _labels(batch: Any) -> Tensor | None:
-    found: Any = None
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        found = batch[1]
-    elif hasattr(batch, "keys"):
-        found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-    return found if isinstance(found, Tensor) else None

@@ -78,7 +78,7 @@ class Criterion:
         products = Products(gradient.to(logits.dtype), residual)
         strength = products.along.sum(1) / products.square.sum(1)
         if self._judge is None:
-            self._judge = self._find_judge(logits, target)
+            self._judge = self.find_judge(logits, target)
         loss = loss.detach().view(logits.shape[:2])
         visits, in_range = self._judge(logits, target, self.ignored, loss)
         finite = products.finite & loss.sum(1).isfinite()
@@ -88,7 +88,8 @@ class Criterion:
             HeadGradients(residual.flatten(0, 1), strength),
         )
 
-    def _find_judge(self, logits: Tensor, target: Tensor) -> targets.Judge:
+    def find_judge(self, logits: Tensor, target: Tensor) -> targets.Judge:
+        """What tells from logits `[K, R, C]` and targets where a label stands."""
         if _is_any(self._criterion, _ON_NUMBERS):
             one_hot = targets.is_one_hot(target, logits.shape[2])
             return targets.scores if one_hot else targets.numbers
