@@ -61,6 +61,8 @@ class Visits:
     """False where the loss ignores the sample or its numbers are not finite, bool `[B]`."""
     targets: TargetKind
     """The same in all visits of a run."""
+    classes: int
+    """How many each label is one of: of yes and no two."""
     index: Tensor | None = None
     """Place of each sample in the data set, int64 `[B]`; −1 or None where it is not known."""
     inputs: Any = None
@@ -80,7 +82,9 @@ class Visits:
         return replace(self, **own)
 
     def _tensors(self) -> list[tuple[str, Any]]:
-        names = [one.name for one in fields(self) if one.name not in ("targets", "inputs")]
+        names = [
+            one.name for one in fields(self) if one.name not in ("targets", "classes", "inputs")
+        ]
         return [(n, value) for n in names if (value := getattr(self, n)) is not None]
 
 

@@ -141,6 +141,13 @@ EPOCH_TAGS = (
         "share of the predictions that agree with most given labels among the sample's neighbours",
     ),
     Tag(
+        "contradicted",
+        "",
+        "[0, 1]",
+        "share of the samples for which prediction and neighbours agree on another class than the "
+        "given one: about as many labels are there to be learnt by heart",
+    ),
+    Tag(
         "prediction_changes",
         "",
         "[0, 1]",

@@ -12,15 +12,18 @@ from ..records import MOST_NOISE
 TEMPERATURE = 0.1
 """Width of the transition in units of the probability margin, which lies in [−1, 1]."""
 
-EVEN_ERROR = 0.9
-"""Mean error, in [0, √2], at which a label is as likely wrong as right: the label has a probability
-of 0.36 then if one other class has the rest, and of 0.1 if many share it."""
+EVEN_ERROR = 0.95
+"""Mean error at which a label is as likely wrong as right, in units of the error of a network that
+knows nothing and gives all C classes the same probability, `√(1 − 1/C)`."""
 
 ERROR_WIDTH = 0.1
 """Width of the transition in units of the mean error."""
 
 PRIOR_SAMPLES = 100
 """At the rate of all, added to each pair of classes: a pair with few of its own tells little."""
+
+_SHARED = 0.5
+"""Part of what pair and neighbours say that counts: the error has seen some of it."""
 
 _ROUNDS = 10
 _LEAST_RATE = 1e-4
@@ -85,18 +88,24 @@ def noisy_part(mean_margin: Tensor) -> Tensor:
     return noisy_weight(mean_margin, rate if 0.5 < rate <= MOST_NOISE else 0.5)
 
 
-def wrong_label_chance(mean_error: Tensor, given_label: Tensor, rival: Tensor) -> Tensor:
+def wrong_label_chance(
+    mean_error: Tensor, given_label: Tensor, rival: Tensor, vote: Tensor, classes: int
+) -> Tensor:
     """How likely each label is wrong: above 0.5 it is taken to be.
 
-    `1 / (1 + exp(−L))` with `L = (e − 0.9) / 0.1 + ½ (logit π_pair − logit π)`. Labels of one class
-    beside one rival make a pair. Where two classes were confused, a larger share of their pair is
-    wrong, and it takes less to be one of them. The rates π are the means of the chances that they
-    lead to, that of a pair taken together with 100 samples at the rate of all.
+    `1 / (1 + exp(−L))` with `L = (e − 0.95 e₀) / 0.1 + ½ (logit π_pair − logit π) + ½ log λ`, where
+    `e₀ = √(1 − 1/C)`. Labels of one class beside one rival make a pair. Where two classes were
+    confused, a larger share of their pair is wrong, and it takes less to be one of them. The rates
+    π are the means of the chances that they lead to, that of a pair taken together with 100 samples
+    at the rate of all. λ says how much more often neighbours vote as they do, for the given label
+    or against it, on wrong labels than on right ones, by the same chances.
 
     Args:
         mean_error: Mean over visits of `||p − y||`, in [0, √2], `[n]`; NaN before the first visit.
         given_label: Their labels, integers `[n]`; all −1 where a sample has several.
         rival: Most probable other class, integers `[n]`; likewise.
+        vote: What the neighbours say, integers `[n]`; −1 where they were not asked.
+        classes: How many there are, C.
 
     Returns:
         In [0, 1], `[n]`; NaN for samples never visited.
@@ -104,27 +113,55 @@ def wrong_label_chance(mean_error: Tensor, given_label: Tensor, rival: Tensor) -
     visited = ~mean_error.isnan()
     if not visited.any():
         return mean_error.clone()
-    given, other = (column[visited].long() + 1 for column in (given_label, rival))
-    pairs = given * (other.max() + 1) + other
+    columns = (column[visited].long() for column in (given_label, rival, vote))
+    given, other, voted = columns
+    pairs = (given + 1) * (other.max() + 2) + other + 1
     _, pair, count = pairs.unique(return_inverse=True, return_counts=True)
-    alone = _log_odds(mean_error[visited].double())
+    alone = _log_odds(mean_error[visited].double(), classes)
+    asked, is_backed = voted >= 0, voted == given
     log_odds = alone
     for _ in range(_ROUNDS):
         chance = log_odds.sigmoid()
-        rate = chance.mean()
-        wrong = chance.new_zeros(len(count)).index_add_(0, pair, chance)
-        rates = (wrong + PRIOR_SAMPLES * rate) / (count + PRIOR_SAMPLES)
-        offset = (rates.logit(_LEAST_RATE) - rate.logit(_LEAST_RATE)) / 2
-        log_odds = alone + offset[pair]
+        by_pair = _of_pairs(chance, pair, len(count)) - _logit(chance.mean())
+        by_vote = torch.where(
+            asked, _of_votes(chance[asked], is_backed[asked])[is_backed.long()], 0
+        )
+        log_odds = alone + _SHARED * (by_pair + by_vote)
     found = mean_error.clone()
     found[visited] = log_odds.sigmoid().to(found)
     return found
 
 
-def chance_at_first_visit(error: Tensor) -> Tensor:
+def _of_pairs(chance: Tensor, pair: Tensor, pairs: int) -> Tensor:
+    """Logit of the rate of wrong labels in each sample's pair, `[n]`."""
+    wrong, count = (
+        chance.new_zeros(pairs).index_add_(0, pair, one)
+        for one in (chance, torch.ones_like(chance))
+    )
+    return _logit((wrong + PRIOR_SAMPLES * chance.mean()) / (count + PRIOR_SAMPLES))[pair]
+
+
+def _of_votes(chance: Tensor, is_backed: Tensor) -> Tensor:
+    """How much likelier wrong labels get a vote than right ones: against them, and for them, `[2]`.
+
+    As logarithms; one more of each is taken to have been seen.
+    """
+    shares = [
+        ((weight * is_backed).sum() + 1) / (weight.sum() + 2) for weight in (chance, 1 - chance)
+    ]
+    wrong, right = shares
+    return torch.stack((((1 - wrong) / (1 - right)).log(), (wrong / right).log()))
+
+
+def chance_at_first_visit(error: Tensor, classes: int) -> Tensor:
     """How likely a label is wrong by the error of a single visit, any shape; 0.5 for NaN."""
-    return _log_odds(error).sigmoid().nan_to_num(nan=0.5)
+    return _log_odds(error, classes).sigmoid().nan_to_num(nan=0.5)
 
 
-def _log_odds(error: Tensor) -> Tensor:
-    return (error - EVEN_ERROR) / ERROR_WIDTH
+def _log_odds(error: Tensor, classes: int) -> Tensor:
+    even = EVEN_ERROR * math.sqrt(1 - 1 / max(classes, 2))
+    return (error - even) / ERROR_WIDTH
+
+
+def _logit(rate: Tensor) -> Tensor:
+    return rate.logit(_LEAST_RATE)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..records import EpochOfSamples, Record
+from .reading import Reading, means_of, read_share
+
+AT_STAKE = 0.075
+"""Share of contradicted labels above which a smaller fall is enough: so many are contradicted where
+no label is wrong, by the errors of network and neighbours."""
 
 
 def agreement(epoch: EpochOfSamples, earlier: Sequence[Record]) -> float:
@@ -15,3 +21,25 @@ def agreement(epoch: EpochOfSamples, earlier: Sequence[Record]) -> float:
     """
     asked = (epoch.predicted >= 0) & (epoch.vote >= 0)
     return (epoch.predicted == epoch.vote)[asked].double().mean().item()
+
+
+def read_agreement(history: Sequence[Record], tolerance: float) -> Reading | None:
+    """Read the curve; the more labels are contradicted, the smaller a fall tells.
+
+    What a fall is made of are the contradicted labels. Where no label is wrong, a few are, and as
+    the network outgrows its neighbours, the agreement falls by some of them: it takes a fall by
+    `tolerance` then. Where many are, it is less, in proportion.
+
+    Args:
+        history: The records of the epochs, the first one first.
+        tolerance: The part of the highest mean that a fall must reach where few are contradicted.
+
+    Returns:
+        None where the agreement of the last epoch is not known.
+    """
+    reading = read_share(history, "agreement", "the agreement with the neighbours", tolerance)
+    if reading is None:
+        return None
+    shares = dict(means_of(history, "contradicted"))
+    at_peak = shares.get(reading.peak, 0.0)
+    return replace(reading, line=reading.line * min(1.0, AT_STAKE / max(at_peak, AT_STAKE)))

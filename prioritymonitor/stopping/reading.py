@@ -10,6 +10,9 @@ from ..records import Record
 WINDOW = 3
 """Epochs over which a share is averaged: one alone swings with the last steps of each epoch."""
 
+ALIKE = 0.003
+"""Part of the highest mean within which another can't be told from it."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -18,7 +21,7 @@ class Reading:
     name: str
     """What has a curve, for people."""
     peak: int
-    """The epoch at which the curve was highest, counted from 1."""
+    """The last epoch, counted from 1, at which the curve could not be told from its highest."""
     highest: float
     """Its value there."""
     fall: float
@@ -50,10 +53,9 @@ def read_share(history: Sequence[Record], key: str, name: str, tolerance: float)
     means = means_of(history, key)
     if not means:
         return None
-    epochs = [epoch for epoch, _ in means]
-    best = max(range(len(means)), key=lambda place: means[place][1])
-    highest = means[best][1]
-    peak = epochs[max(best - WINDOW // 2, 0)]
+    highest = max(mean for _, mean in means)
+    alike = [place for place, (_, mean) in enumerate(means) if mean >= (1 - ALIKE) * highest]
+    peak = means[max(alike[-1] - WINDOW // 2, 0)][0]
     return Reading(name, peak, highest, highest - means[-1][1], tolerance * highest)
 
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..records import Decision, Record, StopReason
+from .agreement import read_agreement
 from .priority import read_priority
-from .reading import Reading, means_of, read_share
+from .reading import Reading, means_of
 
 Rule = Callable[[Sequence[Record]], Decision]
 """What `stop=` takes."""
-
-_JOINT = 0.6
-"""Part of the tolerance that is enough where the priority says stop as well."""
 
 _RISE = 0.1
 """By so much more predictions must change than when fewest did, where neighbours can't vote."""
@@ -28,12 +26,12 @@ class StopRule:
     The agreement of predictions with the neighbours' given labels rises while what holds across
     samples is learnt, and falls as single labels are learnt by heart. The advice is to stop once
     its mean over three epochs has been below its highest, by `tolerance` of that, for `patience`
-    epochs running. Where the clean priority has fallen too, six tenths of that fall are enough. The
-    best epoch is the middle one of the three with the highest mean; while the agreement has not
-    fallen so far, it is the present one.
+    epochs running; by less, where more than 7.5 % of the labels are contradicted by network and
+    neighbours alike. The best epoch is the middle one of the last three whose mean can't be told
+    from the highest; while the agreement has not fallen so far, it is the present one.
 
-    Where neighbours can't vote, it takes a fall of the clean priority while more predictions change
-    again.
+    Where neighbours can't vote, it takes a fall of the clean priority while ever more predictions
+    change.
 
     A rule is a function of `GradientMonitor.history()`, from which all of it follows: it remembers
     nothing. Any other function from such a list to a `Decision` may take its place.
@@ -76,9 +74,9 @@ class StopRule:
         """Judge the curves of the witnesses.
 
         Args:
-            history: The records of the epochs, the first one first; not empty. Only `agreement`,
-                `priority`, `prediction_changes`, `samples_seen`, `noise_rate` and `initial_loss`
-                are looked at.
+            history: The records of the epochs, the first one first; not empty. Only `agreement`
+                and `contradicted` are looked at, or without them `priority`, `samples_seen`,
+                `noise_rate`, `initial_loss` and `prediction_changes`.
 
         Returns:
             The advice at the end of the last of them.
@@ -116,15 +114,12 @@ class StopRule:
         return replace(decision, message=message)
 
     def _read(self, history: Sequence[Record]) -> Reading | None:
-        """The neighbours' vote, more readily believed where the priority has fallen as well."""
-        name = "the agreement with the neighbours"
-        agreement = read_share(history, "agreement", name, self.tolerance)
+        """The neighbours' vote; where there is none, the priority."""
+        agreement = read_agreement(history, self.tolerance)
+        if agreement is not None:
+            return agreement
         priority = read_priority(history)
-        if agreement is None:
-            return priority and _unless_calm(priority, history)
-        if priority is not None and priority.is_below:
-            return replace(agreement, line=_JOINT * agreement.line)
-        return agreement
+        return None if priority is None else _unless_calm(priority, history)
 
     def _epochs_below(self, history: Sequence[Record]) -> int:
         """For how many epochs running the curve has been below the line, up to the patience."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ..records import EpochOfSamples, Record
 from .agreement import agreement
+from .contradicted import contradicted
 from .prediction_changes import prediction_changes
 from .priority import priority
 
@@ -19,5 +20,6 @@ Witness = Callable[[EpochOfSamples, Sequence[Record]], float]
 WITNESSES: dict[str, Witness] = {
     "priority": priority,
     "agreement": agreement,
+    "contradicted": contradicted,
     "prediction_changes": prediction_changes,
 }

@@ -63,6 +63,7 @@ def recognise_cross_entropy(logits: Tensor, gradient: Tensor) -> Observation:
             rival=rival.flatten(),
             counted=(~ignored & finite.unsqueeze(1)).flatten(),
             targets=TargetKind.ONE,
+            classes=logits.shape[2],
         ),
         PassHealth(finite, in_range=torch.ones_like(finite), unexplained=scale.unexplained),
         HeadGradients(

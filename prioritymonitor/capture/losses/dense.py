@@ -49,4 +49,5 @@ def _mean_visits(rows: Visits, counted: Tensor) -> Visits:
         rival=unknown,
         counted=number > 0,
         targets=TargetKind.SEVERAL if has_classes else rows.targets,
+        classes=rows.classes,
     )

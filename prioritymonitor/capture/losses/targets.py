@@ -41,6 +41,7 @@ def classes(
         rival=rival,
         counted=counted & inside,
         targets=TargetKind.ONE,
+        classes=logits.shape[2],
     )
     return visits, in_range
 
@@ -69,6 +70,7 @@ def probable_bits(
         rival=1 - hard if is_one else unknown,
         counted=torch.ones_like(hard, dtype=torch.bool),
         targets=TargetKind.ONE if is_one else TargetKind.SEVERAL,
+        classes=2,
     )
     return visits, ((yes >= 0) & (yes <= 1)).all(2).all(1)
 
@@ -88,6 +90,7 @@ def scores(
         rival=rival,
         counted=counted,
         targets=TargetKind.ONE,
+        classes=outputs.shape[2],
     )
     return visits, counted.all(1)
 
@@ -107,6 +110,7 @@ def numbers(
         rival=unknown,
         counted=counted,
         targets=TargetKind.NUMBERS,
+        classes=2,
     )
     return visits, counted.all(1)
 
