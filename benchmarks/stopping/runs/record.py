@@ -26,7 +26,7 @@ AVERAGED_EPOCHS = 1.3
 _TYPES = {"index": torch.int32, "alone": torch.float32, "together": torch.float32}
 _TYPES |= dict.fromkeys(("predicted", "rival"), torch.int8)
 
-_EVALUATED = 500
+_EVALUATED = 250
 
 Recording = dict[str, Any]
 

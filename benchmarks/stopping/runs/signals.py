@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 
 import torch
@@ -14,7 +15,7 @@ _DISPARITY_BATCHES = 5
 _CHUNK = 16
 _MOST_NUMBERS = 2**25
 """Of the gradients of a chunk of samples."""
-_FEW = 32
+_FEW = 16
 
 
 def of_visits(logits: Tensor, labels: Tensor, features: Tensor, head: nn.Linear) -> Columns:
@@ -105,21 +106,30 @@ def _moments(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, 
     """
     parameters = {name: p.detach() for name, p in _trained(model).items()}
     buffers = dict(model.named_buffers())
-    chunk = 1 if _is_large(model) else _CHUNK
 
     def loss(parameters: dict[str, Tensor], input: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(model, (parameters, buffers), (input.unsqueeze(0),))
         return nn.functional.cross_entropy(logits, label.unsqueeze(0))
 
+    # Few networks of this size can be mapped over samples.
+    by_sample = _one_by_one(grad(loss)) if _is_large(model) else vmap(grad(loss), (None, 0, 0))
     was_training = model.training
     model.eval()
     total, squares = torch.zeros(()), torch.zeros(())
-    for some, theirs in zip(inputs.split(chunk), labels.split(chunk), strict=True):
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, some, theirs)
+    for some, theirs in zip(inputs.split(_CHUNK), labels.split(_CHUNK), strict=True):
+        gradients = by_sample(parameters, some, theirs)
         flat = torch.cat([gradient.flatten(1) for gradient in gradients.values()], 1)
         total, squares = total + flat.sum(0), squares + flat.square().sum(0)
     model.train(was_training)
     return total, squares
+
+
+def _one_by_one(gradients: Callable[..., Columns]) -> Callable[..., Columns]:
+    def of_samples(parameters: Columns, inputs: Tensor, labels: Tensor) -> Columns:
+        each = [gradients(parameters, *one) for one in zip(inputs, labels, strict=True)]
+        return {name: torch.stack([one[name] for one in each]) for name in parameters}
+
+    return of_samples
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

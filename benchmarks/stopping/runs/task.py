@@ -34,7 +34,7 @@ _MOST_SAMPLES = 10_000
 _LITE0_SAMPLES = 2_000
 TEST_SAMPLES = 5_000
 _LITE0_TEST_SAMPLES = 1_000
-_LONGEST_TEXT = 48
+_LONGEST_TEXT = 32
 WEIGHT_DECAY = 5e-4
 _WARM_UP = 8
 
@@ -124,7 +124,7 @@ def _human(setting: Setting, folder: Path | None, generator: torch.Generator) ->
         inputs, test = ((one - mean) / spread for one in (inputs, test))
         test_labels = found.test_labels
     inputs, test = inputs.flatten(1).float(), test.flatten(1).float()
-    batch = 32 if is_lite0 else 128
+    batch = 64 if is_lite0 else 128
     return Task(inputs, given, true, test, test_labels, inputs[:0], true[:0], batch)
 
 
