@@ -78,6 +78,8 @@ class SampleHistory:
             self.tracked = drawn[: self.size].sort().values
         self.dataset_size = dataset_size
         """Number of samples an index may name."""
+        self.classes = 2
+        """How many each label is one of, as the latest visits showed."""
         nothing, unknown = _full(self.size, 0.0), _full(self.size, torch.nan)
         no_label = _full(self.size, -1, torch.int32)
         self.past = Past(unknown, unknown, nothing, nothing, nothing, *[no_label] * 3)
@@ -105,6 +107,7 @@ class SampleHistory:
         """Add visits of known samples to the running epoch."""
         assert visits.index is not None
         self._to(visits.index.device)
+        self.classes = visits.classes
         if not self._began:
             left = _FIRST_SAMPLES - self._initial[1]
             first = visits.counted & (visits.counted.cumsum(0) <= left)
@@ -174,6 +177,7 @@ class SampleHistory:
         """Tensors and plain types; the subset of a large data set follows from its size."""
         return {
             "dataset_size": self.dataset_size,
+            "classes": self.classes,
             "initial": self._initial.cpu().clone(),
             "began": self._began,
             "past": asdict(self.past),
@@ -205,6 +209,7 @@ class SampleHistory:
             for name in ("_initial", "_epoch", "_labels")
         }
         relabelled = _full((), exactly(state["relabelled"], int), torch.int64)
+        self.classes = exactly(state["classes"], int)
         self._began = exactly(state["began"], bool)
         self.past, self._relabelled = Past(**past), relabelled
         vars(self).update(running)

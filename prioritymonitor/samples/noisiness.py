@@ -132,6 +132,25 @@ def wrong_label_chance(
     return found
 
 
+def is_plausible(chance: Tensor, given_label: Tensor, vote: Tensor) -> bool:
+    """Whether no more labels are taken to be wrong than can be.
+
+    Few wrong labels have most of their neighbours behind them. So at most about as many are wrong
+    as neighbours vote against; a network that contradicts more has not learnt much yet. Without
+    votes, 90 % are too many.
+
+    Args:
+        chance: How likely each label is wrong, `[n]`; NaN where it is not known.
+        given_label: Integers `[n]`.
+        vote: What the neighbours say, integers `[n]`; −1 where they were not asked.
+    """
+    named = (chance[~chance.isnan()] > 0.5).double().mean()
+    asked = vote >= 0
+    if not asked.any():
+        return bool(named < MOST_NOISE)
+    return bool(named <= (vote != given_label)[asked].double().mean())
+
+
 def _of_pairs(chance: Tensor, pair: Tensor, pairs: int) -> Tensor:
     """Logit of the rate of wrong labels in each sample's pair, `[n]`."""
     wrong, count = (

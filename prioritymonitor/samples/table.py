@@ -12,7 +12,7 @@ from torch import Tensor
 from ..records import Columns, EpochOfSamples, Suspect, Visits
 from .first_visits import FirstVisits
 from .history import SampleHistory, like
-from .noisiness import chance_at_first_visit, noisy_part, wrong_label_chance
+from .noisiness import chance_at_first_visit, is_plausible, noisy_part, wrong_label_chance
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SampleTable:
     """Everything that is known of each sample that is followed.
 
     The verdict on labels is that of the best epoch so far: errors gathered after noise began to be
-    fitted would make wrong labels look clean.
+    fitted would make wrong labels look clean. There is none before much is learnt.
 
     Args:
         dataset_size: Number of samples an index may name.
@@ -67,7 +67,7 @@ class SampleTable:
         From the sample's past visits; at its first visit, from the error of that visit, which no
         memory of the label can have touched yet.
         """
-        momentary = chance_at_first_visit(visits.error)
+        momentary = chance_at_first_visit(visits.error, visits.classes)
         if self._verdict is None or visits.index is None:
             return momentary
         if self._on_device is None:
@@ -105,10 +105,18 @@ class SampleTable:
         return vote if vote is not None else torch.full_like(past.given_label, -1)
 
     def judge(self) -> None:
-        """Judge the labels by what is known now, until the next call."""
-        past = self.history.past
-        chance = wrong_label_chance(past.mean_error, past.given_label, past.rival)
-        self._verdict, self._on_device = Verdict(chance, past.rival), None
+        """Judge the labels by what is known now, until the next call; not before much is learnt."""
+        past, vote = self.history.past, self._vote()
+        chance = wrong_label_chance(
+            past.mean_error, past.given_label, past.rival, vote, self.history.classes
+        )
+        if self._is_known or is_plausible(chance, past.given_label, vote):
+            self._verdict, self._on_device = Verdict(chance, past.rival), None
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether the user has told which labels are wrong."""
+        return not bool(self._known.isnan().all())
 
     def forget(self) -> None:
         """Judge the labels by nothing."""
