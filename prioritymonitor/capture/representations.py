@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import NoneType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentValueError, PriorityMonitorError, contained, described, exactly
+from ..errors import PriorityMonitorError, contained, described
 from ..records import REPRESENTATION
 from .initial_weights import InitialWeights
 from .loader.handed_out import HandedOut
 from .passes import Forward
-
-_WIDTH = REPRESENTATION[1]
-
-_MOST_PROJECTED = 2**14
-"""Numbers that are projected by a matrix; more of them are first added up in so many sums."""
-
-_SEED = 20240212
+from .projection import Projection
 
 
 class FirstVisits(Protocol):
@@ -173,82 +166,6 @@ class Representations:
         self._initial.load_state_dict(state["initial"])
         self._inputs.load_state_dict(state["inputs"])
         self._features.load_state_dict(state["features"])
-
-
-class Projection:
-    """Takes rows to 64 numbers, about a centre: those of the first rows that it gets.
-
-    The projection is random, the same for rows of one length, and nearly keeps distances. Rows of
-    64 numbers or fewer are kept as they are. Those of another length than the first are NaN.
-    """
-
-    def __init__(self) -> None:
-        self._size: int | None = None
-        self._centre: Tensor | None = None
-        self._matrix: Tensor | None = None
-        self._signs: Tensor | None = None
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Float32 `[B, 64]`.
-
-        Args:
-            rows: Float32 `[B, size]`.
-        """
-        if self._size is None:
-            self._size = rows.shape[1]
-        if rows.shape[1] != self._size:
-            return rows.new_full((len(rows), _WIDTH), torch.nan)
-        with torch.autocast(rows.device.type, enabled=False):
-            projected = self._projected(rows)
-        if self._centre is None:
-            self._centre = projected.nan_to_num(0.0, 0.0, 0.0).mean(0)
-        return projected - self._centre.to(projected.device)
-
-    def _projected(self, rows: Tensor) -> Tensor:
-        size = rows.shape[1]
-        if size <= _WIDTH:
-            return nn.functional.pad(rows, (0, _WIDTH - size))
-        if self._matrix is None or self._matrix.device != rows.device:
-            self._draw(size, rows.device)
-        assert self._matrix is not None
-        if self._signs is not None:
-            # Sums with random signs keep distances, too, and a matrix for so many would be large.
-            rows = nn.functional.pad(rows * self._signs, (0, -size % _MOST_PROJECTED))
-            rows = rows.view(len(rows), -1, _MOST_PROJECTED).sum(1)
-        return rows @ self._matrix
-
-    def _draw(self, size: int, device: torch.device) -> None:
-        generator = torch.Generator("cpu").manual_seed(_SEED)
-        options: Any = {"generator": generator, "device": "cpu"}
-        if size > _MOST_PROJECTED:
-            signs = torch.randint(2, (size,), dtype=torch.int8, **options) * 2 - 1
-            self._signs = signs.float().to(device)
-        shape = min(size, _MOST_PROJECTED), _WIDTH
-        matrix = torch.randn(shape, dtype=torch.float32, **options) / _WIDTH**0.5
-        self._matrix = matrix.to(device)
-
-    def forget(self) -> None:
-        """Free the memory; the next rows are the first."""
-        self._size = self._centre = self._matrix = self._signs = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types."""
-        centre = None if self._centre is None else self._centre.cpu().clone()
-        return {"size": self._size, "centre": centre}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
-
-        Raises:
-            ArgumentValueError: It is damaged.
-        """
-        size, centre = exactly(state["size"], int, NoneType), state["centre"]
-        if (size is None) != (centre is None):
-            raise ArgumentValueError("got a damaged state: a projection without its centre")
-        if centre is not None and (centre.dtype, centre.shape) != (torch.float32, (_WIDTH,)):
-            raise ArgumentValueError(f"got a damaged state: a centre of shape {centre.shape}")
-        self.forget()
-        self._size, self._centre = size, None if centre is None else centre.clone()
 
 
 def _why(error: Exception) -> str:

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.stopping.runs import signals
 from benchmarks.stopping.runs.networks import head_of
-from benchmarks.stopping.runs.representations import initial_features, neighbours, votes
+from benchmarks.stopping.runs.representations import representation
 from benchmarks.stopping.runs.settings import Setting
 from benchmarks.stopping.runs.task import Task, epochs_of, fresh_model, load_task
 
@@ -36,10 +36,9 @@ def record(setting: Setting, folder: Path | None) -> Recording:
 
     Returns:
         `visits`, for each epoch what `signals.of_visits` says, in the order of training `[n]`;
-        `features` under the initial weights `[n, D]` and the nearest `neighbours` of each sample
-        in each representation `[n, k]`; `groups` `[steps, 5]`; `epochs`, the rivals' signals after
-        each; `raw` and `averaged`, accuracies in per cent on clean test data, `views_per_epoch`
-        times an epoch; `given`, `true`.
+        the `representation` of each sample before training, `[n, 2, 64]`; `groups` `[steps, 5]`;
+        `epochs`, the rivals' signals after each; `raw` and `averaged`, accuracies in per cent on
+        clean test data, `views_per_epoch` times an epoch; `given`, `true`.
     """
     task = load_task(setting, folder)
     run = _Run(setting, task, task.inputs, task.given)
@@ -63,7 +62,7 @@ def record_with_validation(setting: Setting, folder: Path | None) -> Recording:
     """Train without the held-out samples, and validate on their given labels.
 
     Returns:
-        `visits`, `features`, `neighbours` and `given` of the other samples as in `record`; `raw`
+        `visits`, `representation` and `given` of the other samples as in `record`; `raw`
         and `averaged`, accuracies on clean test data, `raw_validation` and `averaged_validation`,
         on the given labels of the held-out samples, in per cent, and `raw_validation_loss` and
         `averaged_validation_loss`, their mean loss.
@@ -103,11 +102,7 @@ class _Run:
         self.model = fresh_model(setting, task)
         self._head = head_of(self.model)
         self._given = given
-        self._initial_features = initial_features(self.model, self._head, inputs)
-        self._neighbours = {"features": neighbours(self._initial_features)}
-        if inputs.is_floating_point():
-            self._neighbours["inputs"] = neighbours(inputs)
-        self._votes = {name: votes(found, given) for name, found in self._neighbours.items()}
+        self._representation = representation(self.model, self._head, inputs)
         self._visits: list[signals.Columns] = []
         self._epochs = epochs_of(setting, self.model, inputs, given, task.batch)
         self._steps_per_epoch = -(-len(given) // task.batch)
@@ -128,24 +123,17 @@ class _Run:
         for index, logits in next(self._epochs):
             self._average.update_parameters(self.model)
             self._step += 1
-            for name, column in self._columns(index, logits).items():
+            columns = signals.of_visits(logits, self._given[index], self.features, self._head)
+            for name, column in (columns | {"index": index}).items():
                 seen[name].append(column.to(_TYPES.get(name, torch.float16)))
             yield index, logits
         self._visits.append({name: torch.cat(columns) for name, columns in seen.items()})
-
-    def _columns(self, index: Tensor, logits: Tensor) -> signals.Columns:
-        columns = signals.of_visits(logits, self._given[index], self.features, self._head)
-        for name, vote in self._votes.items():
-            chance = logits.softmax(1).gather(1, vote[index].unsqueeze(1))
-            columns[f"chance_of_{name}"] = chance.squeeze(1)
-        return columns | {"index": index}
 
     def seen(self) -> Recording:
         """What the samples showed so far."""
         return {
             "visits": self._visits,
-            "features": self._initial_features.half(),
-            "neighbours": self._neighbours,
+            "representation": self._representation,
             "given": self._given.to(torch.int8),
         }
 

@@ -5,6 +5,7 @@ The monitor changes nothing in the training, so its decisions follow from what t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,17 +38,23 @@ def replay(recording: Recording, rule: Rule = _RULE) -> Replay:
     """Follow the epochs until the stop, or to the end.
 
     Args:
-        recording: From `record`.
+        recording: From `record` or `record_with_validation`.
         rule: When to stop.
     """
     given = recording["given"].long()
     table = SampleTable(len(given), None)
-    judge = Judge(table, WeightKeeper(nn.Identity(), averaged=True), rule, print)
+    judge = Judge(table, WeightKeeper(nn.Linear(1, 1), averaged=True), rule, print)
+    validation = recording.get("averaged_validation", [])
+    views = len(validation) // len(recording["visits"])
     history: tuple[Record, ...] = ()
     decision = NOTHING_YET
     for epoch, visits in enumerate(recording["visits"], 1):
-        table.record(_visits(visits, given), None)
+        table.record(_visits(visits, given, recording["representation"]), None)
         record: Record = dict.fromkeys(RECORD_KEYS) | {"epoch": epoch}
+        if validation:
+            record["validation"] = validation[epoch * views - 1] / 100
+        judge.step_made(1)
+        judge.count_steps(1)
         decision = judge.end_epoch(record, history, decision)
         history = (*history, record)
         if decision.stop:
@@ -55,15 +62,24 @@ def replay(recording: Recording, rule: Rule = _RULE) -> Replay:
     return Replay(table, history, decision)
 
 
-def monitor_choice(setting: Setting, recording: Recording) -> Choice:
-    """The epoch that the monitor takes for the best one, before the lag of the averaged weights."""
-    decision = replay(recording).decision
+def choice_of(setting: Setting, history: Sequence[Record], rule: Rule = _RULE) -> Choice:
+    """What a rule takes for the best epoch, at its stop or at the end.
+
+    Args:
+        setting: The run.
+        history: Its records, of all epochs.
+        rule: When to stop.
+    """
+    for now in range(1, len(history) + 1):
+        decision = rule(history[:now])
+        if decision.stop:
+            break
     assert decision.best_epoch is not None
     looks = decision.best_epoch * setting.views_per_epoch
     return Choice(looks, decision.epoch, decision.stop and decision.epoch < setting.epochs)
 
 
-def _visits(columns: dict[str, Tensor], given: Tensor) -> Visits:
+def _visits(columns: dict[str, Tensor], given: Tensor, representation: Tensor) -> Visits:
     index = columns["index"].long()
     return Visits(
         given_label=given[index],
@@ -73,5 +89,7 @@ def _visits(columns: dict[str, Tensor], given: Tensor) -> Visits:
         rival=columns["rival"].long(),
         counted=torch.ones(len(index), dtype=torch.bool),
         targets=TargetKind.ONE,
+        classes=int(given.max()) + 1,
         index=index,
+        representation=representation[index],
     )

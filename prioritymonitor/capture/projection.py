@@ -1,0 +1,118 @@
+"""Long rows of numbers, taken to a few in which distances are nearly the same."""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentValueError, exactly
+from ..records import REPRESENTATION
+
+_WIDTH = REPRESENTATION[1]
+
+_MOST_PROJECTED = 2**14
+"""Numbers that are projected by a matrix; more of them are first added up in so many sums."""
+
+_FIRST_ROWS = 128
+"""So many rows tell in which directions rows differ."""
+
+_LEAST_SPREAD = 1e-6
+"""Of the largest, in squares; below that a direction is made of rounding."""
+
+_SEED = 20240212
+
+
+class Projection:
+    """Takes rows to 64 numbers, about a centre: those of the first rows that it gets.
+
+    To the directions in which the first rows differ most, and where they span fewer, to random ones
+    besides: so distances are nearly kept. Rows of 64 numbers or fewer are kept as they are. Those
+    of another length than the first are NaN.
+    """
+
+    def __init__(self) -> None:
+        self._size: int | None = None
+        self._centre: Tensor | None = None
+        self._matrix: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Float32 `[B, 64]`.
+
+        Args:
+            rows: Float32 `[B, size]`.
+        """
+        if self._size is None:
+            self._size = rows.shape[1]
+        if rows.shape[1] != self._size:
+            return rows.new_full((len(rows), _WIDTH), torch.nan)
+        with torch.autocast(rows.device.type, enabled=False):
+            projected = self._projected(rows)
+        if self._centre is None:
+            self._centre = projected.nan_to_num(0.0, 0.0, 0.0).mean(0)
+        return projected - self._centre.to(projected.device)
+
+    def _projected(self, rows: Tensor) -> Tensor:
+        size = rows.shape[1]
+        if size <= _WIDTH:
+            return nn.functional.pad(rows, (0, _WIDTH - size))
+        if size > _MOST_PROJECTED:
+            # Sums with random signs keep distances, too, and a matrix for so many would be large.
+            rows = nn.functional.pad(rows * _signs(size, rows.device), (0, -size % _MOST_PROJECTED))
+            rows = rows.view(len(rows), -1, _MOST_PROJECTED).sum(1)
+        if self._matrix is None:
+            self._matrix = _directions(rows[:_FIRST_ROWS])
+        self._matrix = self._matrix.to(rows.device)
+        return rows @ self._matrix
+
+    def forget(self) -> None:
+        """Free the memory; the next rows are the first."""
+        self._size = self._centre = self._matrix = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types."""
+        kept = {"centre": self._centre, "matrix": self._matrix}
+        copies = {name: None if x is None else x.cpu().clone() for name, x in kept.items()}
+        return {"size": self._size, **copies}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`.
+
+        Raises:
+            ArgumentValueError: It is damaged.
+        """
+        size = exactly(state["size"], int, NoneType)
+        has_matrix = size is not None and size > _WIDTH
+        shapes = {"centre": (_WIDTH,), "matrix": (min(size or 0, _MOST_PROJECTED), _WIDTH)}
+        wanted = {"centre": size is not None, "matrix": has_matrix}
+        for name, is_wanted in wanted.items():
+            found = state[name]
+            shape = None if found is None else (found.dtype, tuple(found.shape))
+            if shape != ((torch.float32, shapes[name]) if is_wanted else None):
+                raise ArgumentValueError(f"got a damaged state: a projection with {name} {shape}")
+        kept = (None if state[name] is None else state[name].clone() for name in wanted)
+        self._size, (self._centre, self._matrix) = size, kept
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """In which rows `[B, size]` differ most, as columns `[size, 64]`; random ones where too few."""
+    size, device = rows.shape[1], rows.device
+    rows = rows.nan_to_num(0.0, 0.0, 0.0)
+    rows = rows - rows.mean(0)
+    squares, vectors = torch.linalg.eigh(rows @ rows.T)  # the largest last
+    some = squares > _LEAST_SPREAD * squares[-1]
+    some[:-_WIDTH] = False
+    found = rows.T @ (vectors[:, some] / squares[some].sqrt())
+    generator = torch.Generator("cpu").manual_seed(_SEED)
+    others = _WIDTH - found.shape[1]
+    options: Any = {"generator": generator, "device": "cpu", "dtype": torch.float32}
+    random = (torch.randn((size, others), **options) / max(others, 1) ** 0.5).to(device)
+    return torch.cat((found, random - found @ (found.T @ random)), 1)
+
+
+def _signs(size: int, device: torch.device) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(_SEED)
+    options: Any = {"generator": generator, "device": "cpu", "dtype": torch.int8}
+    return (torch.randint(2, (size,), **options) * 2 - 1).float().to(device)
