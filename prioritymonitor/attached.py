@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from .arguments import Settings
 from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
+from .capture.representations import FirstVisits
 from .capture.scope import HeadScope, Scope
 from .capture.step import StepCapture
-from .records import Observation, Step, Visits
+from .records import Observation, Step
+from .samples.grouping import Grouping
 
 
 class Attached:
@@ -30,6 +32,7 @@ class Attached:
         """What all hooks of the run share."""
         self.recorder: LoaderRecorder | None = None
         self.scope: Scope = HeadScope()
+        self._first_visits: FirstVisits | None = None
 
     def to_loader(self, loader: Any, on_epoch_end: Callable[[], None]) -> LoaderRecorder:
         """Follow the batches of the train loader."""
@@ -43,12 +46,13 @@ class Attached:
         settings: Settings,
         *,
         is_measured: Callable[[int], bool],
-        noisy_weight: Callable[[Visits], Tensor],
+        grouping: Grouping,
         on_observation: Callable[[Observation], None],
         on_step: Callable[[Step], None],
         on_problem: Callable[[str], None],
     ) -> StepCapture:
         """Follow passes and steps; the arguments are those of `StepCapture` and its scope."""
+        self._first_visits = grouping.first_visits
         if settings.engine is not None:
             # Only here: it loads torch.func, and takes a tenth of a second.
             from .gradients.parameters import ENGINES
@@ -59,7 +63,7 @@ class Attached:
                 optimizer,
                 ENGINES[settings.engine],
                 is_measured=lambda: is_measured(self.capture.steps),
-                noisy_weight=noisy_weight,
+                noisy_weight=grouping.noisy_weight,
                 guard=self.guard,
                 on_problem=on_problem,
             )
@@ -73,6 +77,7 @@ class Attached:
             is_measured=is_measured,
             one_by_one=known is not None and known.needs_inputs,
             scope=self.scope,
+            first_visits=self._first_visits,
             on_observation=on_observation,
             on_step=on_step,
             guard=self.guard,
@@ -83,5 +88,7 @@ class Attached:
         """Leave model, criterion, optimizer and loader as they were found."""
         self.guard.attachments.remove_all()
         self.scope.close()
+        if self._first_visits is not None:
+            self._first_visits.give_up("the monitor was closed before they could")
         if self.recorder is not None:
             self.recorder.close()

@@ -11,7 +11,7 @@ from torch import nn
 
 from .arguments import Settings
 from .errors import ArgumentTypeError, ArgumentValueError, contained, described
-from .records import Decision, Record, StopReason
+from .records import Decision, EpochOfSamples, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
 from .stopping.rule import Rule, first_judged, measure_only
@@ -102,6 +102,7 @@ class Judge:
                 f"{epoch.relabelled} of them showed another label than before; something between "
                 "train_loader and the model changes the order of batches or their labels"
             )
+        epoch = self._with_votes(epoch)
         record["samples_seen"] = epoch.samples_seen
         record["initial_loss"] = _known(table.history.initial_loss)
         for name, witness in WITNESSES.items():
@@ -118,6 +119,15 @@ class Judge:
         known = table.losses() | {"noise_rate": table.noise_rate}
         record |= {name: _known(value) for name, value in known.items()}
         return self._with_weights(decision, is_best)
+
+    def _with_votes(self, epoch: EpochOfSamples) -> EpochOfSamples:
+        """The same with the votes of the neighbours, if they have voted by now."""
+        with self._alone("the neighbours' vote"):
+            epoch = replace(epoch, vote=self.table.ask_neighbours())
+        why_none = self.table.first_visits.why_none
+        if why_none is not None:
+            self._say(f"neighbours don't vote: {why_none}; the stop rests on what else is known")
+        return epoch
 
     def _decide(self, history: list[Record]) -> Decision:
         with self._alone("stop="):

@@ -205,7 +205,8 @@ class GradientMonitor:
             - `index`, `given_label`, `predicted_label`, `score`: as in `suspects()`;
             - `visits`: how often it was trained on; `loss`: of its latest epoch;
             - `mean_margin`, in [−1, 1], and `mean_error`, in [0, √2], over all visits;
-            - `vote`: nothing measures it so far.
+            - `vote`: the label given to most of the sample's nearest neighbours, made once, at the
+              end of the first epoch; for 5,000 samples at most.
 
             −1 or NaN where a value is not known.
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # so that what reads a run folder loads no torch
 Columns: TypeAlias = "dict[str, NDArray[Any]]"
 """A table as arrays of one length by name of the column."""
 
+REPRESENTATION = (2, 64)
+"""Of a sample that was not learnt yet: its input and its features, so many numbers of each."""
+
 Record = dict[str, Any]
 """What is known of an epoch at its end, by `tags.RECORD_KEYS`; None where a value is not known."""
 
@@ -62,6 +65,9 @@ class Visits:
     """Place of each sample in the data set, int64 `[B]`; −1 or None where it is not known."""
     inputs: Any = None
     """First argument of the model's forward pass, for a `noisy` callable; None for K > 1."""
+    representation: Tensor | None = None
+    """What the samples look like to a model that saw no label, `[B, 2, 64]`; NaN or None where it
+    is not known or not wanted."""
 
     def flat(self) -> Visits:
         """The same with `[K, R]` turned into `[K · R]`."""
@@ -202,6 +208,14 @@ class EpochOfSamples:
     """How many samples were visited so far."""
     relabelled: int
     """How many visits showed another label than an earlier visit of the same sample."""
+    predicted: Tensor
+    """The class predicted at the latest visit, integers `[n]`; −1 where the epoch made none."""
+    predicted_before: Tensor
+    """The same at the latest visit of the epochs before; −1 where they made none."""
+    given_label: Tensor
+    """Integers `[n]`; −1 where it is not known."""
+    vote: Tensor
+    """What the sample's neighbours say, integers `[n]`; −1 where they were not asked."""
 
 
 class Phase(Enum):

@@ -109,7 +109,7 @@ class Run:
             optimizer,
             settings,
             is_measured=self.steps.is_measured,
-            noisy_weight=self.grouping.noisy_weight,
+            grouping=self.grouping,
             on_observation=self._observed,
             on_step=self._step_made,
             on_problem=self.log.once,

@@ -12,7 +12,7 @@ from .tags import RECORD_KEYS
 if TYPE_CHECKING:
     from .run import Run
 
-VERSION = 3
+VERSION = 4
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(RECORD_KEYS, (float, NoneType)),
@@ -70,6 +70,7 @@ def _state(run: Run) -> dict[str, Any]:
         "latest": dict(run.steps.statistics.latest),
         "records": [dict(record) for record in run.records],
         "judge": run.judge.state_dict() if run.judge is not None else None,
+        "representations": run.attached.capture.representations.state_dict(),
     }
 
 
@@ -82,6 +83,7 @@ def _load(run: Run, state: dict[str, Any]) -> None:
         )
     if run.judge is not None:
         run.judge.load_state_dict(state["judge"])
+    run.attached.capture.representations.load_state_dict(state["representations"])
     run.decision = _decision(state["decision"])
     run.id, run.epoch = exactly(state["id"], str), exactly(state["epoch"], int)
     run.expected_steps = exactly(state["expected_steps"], float)

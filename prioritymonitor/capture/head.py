@@ -181,6 +181,12 @@ class HeadFinder:
         self.searching = False  # at the end: if a signal breaks it off, it is begun anew
 
 
+def giver_in(output: Any, calls: list[LayerCall]) -> Head | None:
+    """The layer that gave the logits in a model's output; None if no layer did."""
+    givers = (_giver(candidate, calls) for candidate in logits_in(output) if len(candidate))
+    return next((giver[0] for giver in givers if giver is not None), None)
+
+
 def _giver(logits: Tensor, calls: list[LayerCall]) -> tuple[Head, Layout] | None:
     """The layer that gave the logits, and how; None if no layer did."""
     # A layer that begins with zeros gives what others give, too; the memory tells them apart.

@@ -54,7 +54,12 @@ class Observer:
                 observed = of_samples(
                     observed, positions, torch.stack(reached) if reached else None
                 )
-        visits = replace(observed.visits, index=_index(passes, observed.visits))
+        seen = [one.representation for one in passes if one.representation is not None]
+        visits = replace(
+            observed.visits,
+            index=_index(passes, observed.visits),
+            representation=torch.cat(seen) if len(seen) == len(passes) else None,
+        )
         if len(passes) > 1:
             return replace(observed, visits=visits)
         (alone,) = passes

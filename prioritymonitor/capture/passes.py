@@ -32,6 +32,8 @@ class Forward:
     labels: Tensor | None
     """What may be the labels."""
     inputs: Any = None
+    representation: Tensor | None = None
+    """What its samples look like to a model that saw no label, `[B, 2, 64]`."""
     seen_before: int = 0
     """How many samples of the same batch had gone through the model before these."""
     is_followed: bool = False
@@ -92,13 +94,20 @@ class Pass:
         return len(self.logits) // max(self.samples, 1)
 
     @property
+    def representation(self) -> Tensor | None:
+        """What its samples look like to a model that saw no label, `[B, 2, 64]`."""
+        known = self.source.representation
+        return known if known is not None and len(known) == self.samples else None
+
+    @property
     def kind(self) -> tuple[Any, ...]:
         """Passes of one kind can be observed together."""
         target = None if self.target is None else (self.target.shape, self.target.dtype)
         assert self.gradient is not None
         pieces = tuple((piece.is_whole, piece.labels is None) for piece in self.pieces)
         shape = self.logits.shape, self.samples, self.is_log, self.form
-        return *shape, self.gradient.dtype, target, pieces
+        has_representation = self.representation is not None
+        return *shape, self.gradient.dtype, target, pieces, has_representation
 
     def take_target(self, target: Tensor, class_dim: int) -> None:
         """Keep the targets of the measured rows.

@@ -20,6 +20,7 @@ from .loader.recorder import LoaderRecorder
 from .observer import Observer
 from .parameters import ParameterChanges
 from .passes import Forward, Pass, begin, begin_from, forward_of
+from .representations import FirstVisits, Representations
 from .resets import GradientResets
 from .scope import Scope
 from .trained_passes import TrainedPasses
@@ -45,6 +46,7 @@ class StepCapture:
             measured.
         one_by_one: Observe each micro-batch alone, because someone wants to see its inputs.
         scope: What is measured of the gradients.
+        first_visits: Wants to know what samples look like before they are learnt; None: nobody.
         on_observation: Called with each `Observation`, some steps late at most; `observe` brings it
             up to date.
         on_step: Called with each `Step`, after the optimizer step.
@@ -62,6 +64,7 @@ class StepCapture:
         is_measured: Callable[[int], bool],
         one_by_one: bool,
         scope: Scope,
+        first_visits: FirstVisits | None,
         on_observation: Callable[[Observation], None],
         on_step: Callable[[Step], None],
         guard: Guard,
@@ -69,6 +72,7 @@ class StepCapture:
         self.steps = 0
         """Optimizer steps made so far."""
         self.head_finder = HeadFinder(model, head, guard)
+        self.representations = Representations(model, first_visits)
         self._recorder = recorder
         self._is_measured = is_measured
         self._keeps_inputs = one_by_one
@@ -141,6 +145,9 @@ class StepCapture:
     def _forward_of(self, found: Logits, args: Any, kwargs: Any) -> Forward:
         forward = forward_of(found, self._handed_out(), kwargs.get("labels"))
         forward.logits_at = self.head_finder.logits_at
+        forward.representation = self.representations.of(
+            forward, found.tensor.device, self.head_finder.head, (args, kwargs)
+        )
         # Held until the gradient arrives, and longer if observed together: only what is needed.
         if self._is_measured(self.steps):
             forward.features = found.features

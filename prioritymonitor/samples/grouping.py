@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..records import TargetKind, Visits
+from .first_visits import FirstVisits
 from .known_labels import KnownNoise
 from .noisiness import chance_at_first_visit
 from .table import SampleTable
@@ -23,8 +24,15 @@ class Grouping:
         self._known = known
         self._table = table
 
+    @property
+    def first_visits(self) -> FirstVisits | None:
+        """Gathers what samples look like; None where they have no identity."""
+        return self._table.first_visits if self._table is not None else None
+
     def forget_samples(self) -> None:
         """Samples can't be told apart any more; what is in the table stays there."""
+        if self._table is not None:
+            self._table.first_visits.give_up("the samples can't be told apart")
         self._table = None
 
     def record(self, visits: Visits) -> None:

@@ -40,6 +40,8 @@ class Past:
     """As the loss saw it, int32; −1 before the first visit."""
     rival: Tensor
     """Most probable class other than the given label at the latest visit, int32."""
+    predicted: Tensor
+    """The class predicted at the latest visit, int32; −1 before the first."""
 
     @property
     def mean_margin(self) -> Tensor:
@@ -74,29 +76,30 @@ class SampleHistory:
             generator = torch.Generator("cpu").manual_seed(_SUBSET_SEED)
             drawn = torch.randperm(dataset_size, generator=generator, device="cpu")
             self.tracked = drawn[: self.size].sort().values
-        self._dataset_size = dataset_size
+        self.dataset_size = dataset_size
+        """Number of samples an index may name."""
         nothing, unknown = _full(self.size, 0.0), _full(self.size, torch.nan)
         no_label = _full(self.size, -1, torch.int32)
-        self.past = Past(unknown, unknown, nothing, nothing, nothing, no_label, no_label)
+        self.past = Past(unknown, unknown, nothing, nothing, nothing, *[no_label] * 3)
         self._initial = _full(2, 0.0)
         """Sum of the first losses, and how many they are."""
         self._began = False
         # One row more than there are samples: what must not count is added up in the last.
         self._epoch = _full((self.size + 1, 4), 0.0)
-        self._labels = _full((self.size + 1, 2), -1, torch.int32)
+        self._labels = _full((self.size + 1, 3), -1, torch.int32)
         self._relabelled = _full((), 0, torch.int64)
         self._rows: Tensor | None = None
 
     def rows(self, index: Tensor) -> Tensor:
         """Row of each sample, `[B]`; samples that are not followed share the row past the last."""
-        inside = (index >= 0) & (index < self._dataset_size)
+        inside = (index >= 0) & (index < self.dataset_size)
         if self.tracked is None:
             return torch.where(inside, index, self.size)
         if self._rows is None or self._rows.device != index.device:
-            rows = _full(self._dataset_size + 1, self.size, torch.int64)
+            rows = _full(self.dataset_size + 1, self.size, torch.int64)
             rows[self.tracked] = torch.arange(self.size, device="cpu")
             self._rows = rows.to(index.device)
-        return self._rows[torch.where(inside, index, self._dataset_size)]
+        return self._rows[torch.where(inside, index, self.dataset_size)]
 
     def record(self, visits: Visits) -> None:
         """Add visits of known samples to the running epoch."""
@@ -114,7 +117,8 @@ class SampleHistory:
         before = self._labels[row, 0]
         changed = (before >= 0) & (before != visits.given_label) & (row < self.size)
         self._relabelled += changed.sum()
-        self._labels[row] = torch.stack((visits.given_label, visits.rival), 1).int()
+        predicted = torch.where(visits.margin > 0, visits.given_label, visits.rival)
+        self._labels[row] = torch.stack((visits.given_label, visits.rival, predicted), 1).int()
 
     def end_epoch(self) -> int:
         """Close the running epoch.
@@ -124,7 +128,7 @@ class SampleHistory:
         """
         past = self.past
         loss, margin, error, visits = self._epoch[:-1].to("cpu", copy=True).unbind(1)
-        given_label, rival = self._labels[:-1].to("cpu", copy=True).unbind(1)
+        given_label, rival, predicted = self._labels[:-1].to("cpu", copy=True).unbind(1)
         relabelled = int(self._relabelled)
         loss = loss / visits  # NaN without a visit
         before = torch.where(past.loss.isnan(), self.initial_loss, past.loss)
@@ -136,6 +140,7 @@ class SampleHistory:
             visits=past.visits + visits,
             given_label=given_label.contiguous(),
             rival=rival.contiguous(),
+            predicted=predicted.contiguous(),
         )
         self._began = bool(self._initial[1])
         self._epoch.zero_()
@@ -168,7 +173,7 @@ class SampleHistory:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types; the subset of a large data set follows from its size."""
         return {
-            "dataset_size": self._dataset_size,
+            "dataset_size": self.dataset_size,
             "initial": self._initial.cpu().clone(),
             "began": self._began,
             "past": asdict(self.past),
@@ -184,10 +189,10 @@ class SampleHistory:
             ArgumentValueError: It is of a data set of another size, or damaged.
         """
         found = len(state["past"]["visits"])
-        if state["dataset_size"] != self._dataset_size or found != self.size:
+        if state["dataset_size"] != self.dataset_size or found != self.size:
             raise ArgumentValueError(
                 f"got the state of a data set of {state['dataset_size']} samples, {found} of them "
-                f"followed, for one of {self._dataset_size}, of which {self.size} are; resume with "
+                f"followed, for one of {self.dataset_size}, of which {self.size} are; resume with "
                 "the same data and max_tracked"
             )
         # To the host, wherever the state was loaded to; the device follows with the next batch.

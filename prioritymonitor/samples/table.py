@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..records import Columns, EpochOfSamples, Suspect, Visits
+from .first_visits import FirstVisits
 from .history import SampleHistory, like
 from .noisiness import chance_at_first_visit, noisy_part, wrong_label_chance
 
@@ -37,6 +38,7 @@ class SampleTable:
 
     def __init__(self, dataset_size: int, max_tracked: int | None) -> None:
         self.history = SampleHistory(dataset_size, max_tracked)
+        self.first_visits = FirstVisits(self.history)
         self._verdict: Verdict | None = None
         self._on_device: Tensor | None = None
         """How noisy each label is taken to be by that, on the device of the logits, `[n + 1]`."""
@@ -51,10 +53,13 @@ class SampleTable:
             visits: The visits.
             is_noisy: Their true membership `[B]` where that is known.
         """
+        assert visits.index is not None
         self.history.record(visits)
-        if is_noisy is not None and visits.index is not None:
+        rows = self.history.rows(visits.index)
+        self.first_visits.record(visits, rows)
+        if is_noisy is not None:
             self._known = self._known.to(is_noisy.device)
-            self._known[self.history.rows(visits.index)] = is_noisy.float()
+            self._known[rows] = is_noisy.float()
 
     def noisy_weight(self, visits: Visits) -> Tensor:
         """How noisy each label is taken to be now, `[B]`.
@@ -73,7 +78,8 @@ class SampleTable:
         return torch.where(past.isnan(), momentary, past)
 
     def end_epoch(self) -> EpochOfSamples:
-        """Close an epoch."""
+        """Close an epoch; its votes are those that were there before."""
+        predicted_before = self.history.past.predicted
         relabelled = self.history.end_epoch()
         past = self.history.past
         return EpochOfSamples(
@@ -83,7 +89,20 @@ class SampleTable:
             noisy_part=self._unless_known(noisy_part(past.mean_margin)),
             samples_seen=past.samples_seen,
             relabelled=relabelled,
+            predicted=torch.where(past.decrease.isnan(), -1, past.predicted),
+            predicted_before=predicted_before,
+            given_label=past.given_label,
+            vote=self._vote(),
         )
+
+    def ask_neighbours(self) -> Tensor:
+        """Let the neighbours vote once enough of them were seen; their votes, int32 `[n]`."""
+        self.first_visits.end_epoch(self.history.past.given_label)
+        return self._vote()
+
+    def _vote(self) -> Tensor:
+        vote, past = self.first_visits.vote, self.history.past
+        return vote if vote is not None else torch.full_like(past.given_label, -1)
 
     def judge(self) -> None:
         """Judge the labels by what is known now, until the next call."""
@@ -100,7 +119,8 @@ class SampleTable:
     @property
     def bytes(self) -> int:
         """Memory that it takes, here and on the device of the logits."""
-        return (self.history.bytes_per_sample + 16) * self.history.size
+        own = (self.history.bytes_per_sample + 16) * self.history.size
+        return own + self.first_visits.bytes
 
     @property
     def noise_rate(self) -> float:
@@ -165,7 +185,7 @@ class SampleTable:
             "mean_margin": past.mean_margin.numpy(),
             "mean_error": past.mean_error.numpy(),
             "score": score,
-            "vote": no_label.copy(),
+            "vote": self._vote().numpy().copy(),
         }
 
     def _unless_known(self, weight: Tensor) -> Tensor:
@@ -183,6 +203,7 @@ class SampleTable:
             "history": self.history.state_dict(),
             "verdict": None if verdict is None else dict(vars(verdict)),
             "known": self._known.cpu().clone(),
+            "first_visits": self.first_visits.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,6 +214,7 @@ class SampleTable:
         """
         self.history.load_state_dict(state["history"])
         self._known = like(state["known"], self._known)
+        self.first_visits.load_state_dict(state["first_visits"])
         past, verdict = self.history.past, state["verdict"]
         self._verdict, self._on_device = None, None
         if verdict is not None:

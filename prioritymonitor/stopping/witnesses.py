@@ -9,8 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..records import EpochOfSamples, Record
+from .agreement import agreement
+from .prediction_changes import prediction_changes
 from .priority import priority
 
 Witness = Callable[[EpochOfSamples, Sequence[Record]], float]
 
-WITNESSES: dict[str, Witness] = {"priority": priority}
+WITNESSES: dict[str, Witness] = {
+    "priority": priority,
+    "agreement": agreement,
+    "prediction_changes": prediction_changes,
+}

@@ -1,0 +1,286 @@
+"""What samples look like to a model that saw no label: their inputs, and its first features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import NoneType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentValueError, PriorityMonitorError, contained, described, exactly
+from ..records import REPRESENTATION
+from .initial_weights import InitialWeights
+from .loader.handed_out import HandedOut
+from .passes import Forward
+
+_WIDTH = REPRESENTATION[1]
+
+_MOST_PROJECTED = 2**14
+"""Numbers that are projected by a matrix; more of them are first added up in so many sums."""
+
+_SEED = 20240212
+
+
+class FirstVisits(Protocol):
+    """Wants to know what samples look like before they are learnt."""
+
+    when_closed: Callable[[], None]
+    """Called when it wants no more."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it wants any more."""
+
+    def wanted(self, index: Tensor) -> Tensor:
+        """Which samples it wants to know of, bool `[B]`.
+
+        Args:
+            index: Places in the data set, on the host; −1 where it is not known.
+        """
+
+    def give_up(self, reason: str) -> None:
+        """There is nothing to be known."""
+
+
+class Representations:
+    """Makes the representations of samples in their passes.
+
+    Args:
+        model: The model that the loop calls.
+        visits: Wants to know them; None: nobody does.
+    """
+
+    def __init__(self, model: nn.Module, visits: FirstVisits | None) -> None:
+        self._visits = visits
+        self._initial = InitialWeights(model)
+        self._inputs, self._features = Projection(), Projection()
+        self._latest: tuple[HandedOut, Tensor] | None = None
+        """Of a whole batch: an attack, or a closure, goes through the model with it many times."""
+        if visits is not None:
+            visits.when_closed = self.forget
+
+    def forget(self) -> None:
+        """Free what is only needed to make them."""
+        self._latest = None
+        self._initial.forget()
+        self._inputs.forget()
+        self._features.forget()
+
+    def of(
+        self, forward: Forward, device: torch.device, head: nn.Module | None, call: Any
+    ) -> Tensor | None:
+        """Those of the samples of a pass that has just ended, before anything was learnt of them.
+
+        A failure is its own: there are none then, and that is said.
+
+        Args:
+            forward: The pass.
+            device: That of its logits.
+            head: The layer whose input is the features; None if it is not known.
+            call: What the model was called with, positional arguments and others.
+
+        Returns:
+            `[B, 2, 64]`, NaN where one is not known or not wanted; None where nobody wants any.
+        """
+        visits = self._visits
+        if visits is None or not visits.is_open:
+            return None
+        samples, handed_out = forward.samples, forward.handed_out
+        with contained(lambda error: visits.give_up(_why(error))):
+            self._initial.remember()
+            seen = handed_out.piece(samples, forward.seen_before) if handed_out else None
+            if handed_out is None or seen is None or seen.index is None:
+                return None
+            if not seen.is_whole:
+                return self._made(samples, head, _taken(call, samples, None)).to(device)
+            if self._latest is None or self._latest[0] is not handed_out:
+                wanted = visits.wanted(seen.index)
+                self._latest = handed_out, self._of_batch(wanted, head, call).to(device)
+            return self._latest[1]
+        return None
+
+    def _of_batch(self, wanted: Tensor, head: nn.Module | None, call: Any) -> Tensor:
+        samples = len(wanted)
+        # Other ranks may wait in a pass, where the model itself talks to them: all make it.
+        if 2 * wanted.numpy().sum() >= samples or not _is_alone():
+            return self._made(samples, head, _taken(call, samples, None))
+        found = torch.full((samples, *REPRESENTATION), torch.nan, dtype=torch.float32, device="cpu")
+        (rows,) = torch.where(wanted)
+        if len(rows):
+            made = self._made(len(rows), head, _taken(call, samples, rows))
+            found = found.to(made.device)
+            found[rows.to(made.device)] = made
+        return found
+
+    def _made(self, samples: int, head: nn.Module | None, call: Any) -> Tensor:
+        """Both representations, `[B, 2, 64]`, from a call with copies of the user's tensors.
+
+        Raises:
+            PriorityMonitorError: There is none.
+        """
+        args, kwargs = call
+        made: list[Tensor | None] = [None, None]
+        problem = ""
+        with torch.no_grad():
+            try:
+                made[0] = self._of_inputs(args, kwargs, samples)
+            except PriorityMonitorError as error:
+                problem = str(error)
+            if self._initial.why_none is None:
+                with contained(lambda error: self._initial.forget(_why(error))):
+                    made[1] = self._of_features(head, args, kwargs, samples)
+        known = next((one for one in made if one is not None), None)
+        if known is None:
+            why = self._initial.why_none
+            raise PriorityMonitorError(
+                f"{problem}; features of the initial weights can't be had: {why}"
+            )
+        unknown = torch.full_like(known, torch.nan)
+        return torch.stack([unknown if one is None else one.to(known) for one in made], 1)
+
+    def _of_inputs(self, args: Any, kwargs: Any, samples: int) -> Tensor:
+        """Of the first tensor that the model was called with.
+
+        Raises:
+            PriorityMonitorError: Distances in it mean nothing, or there is none.
+        """
+        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        if not tensors:
+            raise PriorityMonitorError("the model is called with no tensor")
+        if not tensors[0].is_floating_point() and tensors[0].dtype != torch.uint8:
+            raise PriorityMonitorError(f"inputs of {tensors[0].dtype} have no distances")
+        return self._inputs(_rows(tensors[0], samples))
+
+    def _of_features(self, head: nn.Module | None, args: Any, kwargs: Any, samples: int) -> Tensor:
+        return self._features(_rows(self._initial.features(head, args, kwargs), samples))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types."""
+        return {
+            "initial": self._initial.state_dict(),
+            "inputs": self._inputs.state_dict(),
+            "features": self._features.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`.
+
+        Raises:
+            ArgumentValueError: It is damaged, or of another model.
+        """
+        self._initial.load_state_dict(state["initial"])
+        self._inputs.load_state_dict(state["inputs"])
+        self._features.load_state_dict(state["features"])
+
+
+class Projection:
+    """Takes rows to 64 numbers, about a centre: those of the first rows that it gets.
+
+    The projection is random, the same for rows of one length, and nearly keeps distances. Rows of
+    64 numbers or fewer are kept as they are. Those of another length than the first are NaN.
+    """
+
+    def __init__(self) -> None:
+        self._size: int | None = None
+        self._centre: Tensor | None = None
+        self._matrix: Tensor | None = None
+        self._signs: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Float32 `[B, 64]`.
+
+        Args:
+            rows: Float32 `[B, size]`.
+        """
+        if self._size is None:
+            self._size = rows.shape[1]
+        if rows.shape[1] != self._size:
+            return rows.new_full((len(rows), _WIDTH), torch.nan)
+        with torch.autocast(rows.device.type, enabled=False):
+            projected = self._projected(rows)
+        if self._centre is None:
+            self._centre = projected.nan_to_num(0.0, 0.0, 0.0).mean(0)
+        return projected - self._centre.to(projected.device)
+
+    def _projected(self, rows: Tensor) -> Tensor:
+        size = rows.shape[1]
+        if size <= _WIDTH:
+            return nn.functional.pad(rows, (0, _WIDTH - size))
+        if self._matrix is None or self._matrix.device != rows.device:
+            self._draw(size, rows.device)
+        assert self._matrix is not None
+        if self._signs is not None:
+            # Sums with random signs keep distances, too, and a matrix for so many would be large.
+            rows = nn.functional.pad(rows * self._signs, (0, -size % _MOST_PROJECTED))
+            rows = rows.view(len(rows), -1, _MOST_PROJECTED).sum(1)
+        return rows @ self._matrix
+
+    def _draw(self, size: int, device: torch.device) -> None:
+        generator = torch.Generator("cpu").manual_seed(_SEED)
+        options: Any = {"generator": generator, "device": "cpu"}
+        if size > _MOST_PROJECTED:
+            signs = torch.randint(2, (size,), dtype=torch.int8, **options) * 2 - 1
+            self._signs = signs.float().to(device)
+        shape = min(size, _MOST_PROJECTED), _WIDTH
+        matrix = torch.randn(shape, dtype=torch.float32, **options) / _WIDTH**0.5
+        self._matrix = matrix.to(device)
+
+    def forget(self) -> None:
+        """Free the memory; the next rows are the first."""
+        self._size = self._centre = self._matrix = self._signs = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types."""
+        centre = None if self._centre is None else self._centre.cpu().clone()
+        return {"size": self._size, "centre": centre}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`.
+
+        Raises:
+            ArgumentValueError: It is damaged.
+        """
+        size, centre = exactly(state["size"], int, NoneType), state["centre"]
+        if (size is None) != (centre is None):
+            raise ArgumentValueError("got a damaged state: a projection without its centre")
+        if centre is not None and (centre.dtype, centre.shape) != (torch.float32, (_WIDTH,)):
+            raise ArgumentValueError(f"got a damaged state: a centre of shape {centre.shape}")
+        self.forget()
+        self._size, self._centre = size, None if centre is None else centre.clone()
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, PriorityMonitorError) else described(error)
+
+
+def _rows(tensor: Tensor, samples: int) -> Tensor:
+    if tensor.ndim < 2 or len(tensor) != samples:
+        raise PriorityMonitorError(
+            f"{list(tensor.shape)} is not one row for each of {samples} samples"
+        )
+    return tensor.flatten(1).float()
+
+
+def _taken(value: Any, samples: int, rows: Tensor | None) -> Any:
+    """Copies of the tensors in a call: what a model does to its input must not be done twice.
+
+    Args:
+        value: The call, or a part of it.
+        samples: How many the call has.
+        rows: Which of them are taken, of each tensor that has a row for each; None: all.
+    """
+    if isinstance(value, Tensor):
+        if rows is not None and value.ndim and len(value) == samples:
+            return value.detach()[rows.to(value.device)]
+        return value.detach().clone()
+    if type(value) in (tuple, list):
+        return type(value)([_taken(one, samples, rows) for one in value])
+    if type(value) is dict:
+        return {key: _taken(one, samples, rows) for key, one in value.items()}
+    return value
+
+
+def _is_alone() -> bool:
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized())
