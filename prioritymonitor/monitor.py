@@ -205,8 +205,7 @@ class GradientMonitor:
             - `index`, `given_label`, `predicted_label`, `score`: as in `suspects()`;
             - `visits`: how often it was trained on; `loss`: of its latest epoch;
             - `mean_margin`, in [−1, 1], and `mean_error`, in [0, √2], over all visits;
-            - `vote`: the label given to most of the sample's nearest neighbours, made once, at the
-              end of the first epoch; for 5,000 samples at most.
+            - `vote`: the label given to most of its neighbours, for 5,000 samples at most.
 
             −1 or NaN where a value is not known.
 
