@@ -8,6 +8,7 @@ against.
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 import time
 from functools import partial
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one of each, little data")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("prioritymonitor").setLevel(logging.ERROR)  # that it was told not to vote
     cases = [
         measure(case, 1 if options.quick else options.pairs)
         for case in CASES[: 1 if options.quick else None]

@@ -53,6 +53,36 @@ def test_features_are_those_of_the_initial_weights_without_dropout():
     assert not torch.equal(votes_of(trained, inputs, given), still)
 
 
+class SpoiltAfterTheFirstVisit(torch.utils.data.Dataset):
+    """As under augmentation, a sample looks different at each visit."""
+
+    def __init__(self, inputs, given):
+        self.inputs, self.given, self.visited = inputs, given, set()
+
+    def __len__(self):
+        return len(self.given)
+
+    def __getitem__(self, index):
+        is_first = index not in self.visited
+        self.visited.add(index)
+        inputs = self.inputs[index]
+        return inputs if is_first else 5 * torch.randn_like(inputs), self.given[index]
+
+
+def test_the_first_visit_counts_where_an_epoch_makes_several():
+    inputs, given, true = hidden_classes()
+    twice = [*range(SAMPLES), *range(SAMPLES)]
+    loader = DataLoader(SpoiltAfterTheFirstVisit(inputs, given), batch_size=20, sampler=twice)
+    model = pretrained()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with GradientMonitor(model, optimizer, loader) as monitor:
+        for x, y in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        assert right(torch.from_numpy(monitor.samples()["vote"]), true) > 0.95
+
+
 def test_votes_stay_as_they_were_made_at_the_end_of_the_first_epoch():
     inputs, given, _ = hidden_classes()
     once, later = (votes_of(pretrained(), inputs, given, lr=1.0, epochs=n) for n in (1, 4))

@@ -57,12 +57,13 @@ def trained(watched, keep_hooks=False):
         layer.register_forward_hook(lambda *_: calls.append(1))
         layer.register_forward_pre_hook(lambda *_: calls.append(2))
     monitor = GradientMonitor(model, optimizer, loader) if watched else None
-    modes = []
+    modes, inputs = [], []
     for _ in range(3):
         for x, y in loader:
             optimizer.zero_grad()
+            inputs.append(x.clone())  # which the model writes to
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = F.cross_entropy(model(x.clone()), y)
+                loss = F.cross_entropy(model(inputs[-1]), y)
             loss.backward()
             optimizer.step()
             modes.append([layer.training for layer in model.modules()])
@@ -73,6 +74,7 @@ def trained(watched, keep_hooks=False):
         "last": model.last,
         "calls": len(calls),
         "modes": modes,
+        "inputs": inputs,
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state()[1].tolist(),
         "random": random.getstate(),
