@@ -129,15 +129,6 @@ class Judge:
             self._say(f"neighbours don't vote: {why_none}; the stop rests on what else is known")
         return epoch
 
-    def _with_votes(self, epoch: EpochOfSamples) -> EpochOfSamples:
-        """The same with the votes of the neighbours, if they have voted by now."""
-        with self._alone("the neighbours' vote"):
-            epoch = replace(epoch, vote=self.table.ask_neighbours())
-        why_none = self.table.first_visits.why_none
-        if why_none is not None:
-            self._say(f"neighbours don't vote: {why_none}; the stop rests on what else is known")
-        return epoch
-
     def _decide(self, history: list[Record]) -> Decision:
         with self._alone("stop="):
             return _checked(self._rule([dict(record) for record in history]))

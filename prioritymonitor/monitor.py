@@ -173,7 +173,7 @@ class GradientMonitor:
         Returns:
             Plain dicts, with the same keys in every epoch: `epoch`, `step`, `time` (seconds since
             1970), `samples_seen`, `initial_loss`, `train_loss`, `clean_loss`, `noisy_loss`,
-            `noise_rate`, `priority`, `agreement`, `prediction_changes`, `validation`, `best_epoch`,
+            `noise_rate`, `priority`, `agreement`, `contradicted`, `prediction_changes`, `validation`, `best_epoch`,
             `stop`, `reason` (the name of a `StopReason`). None where a value is not known.
         """
         return [dict(record) for record in self._run.records]
@@ -207,8 +207,7 @@ class GradientMonitor:
             - `index`, `given_label`, `predicted_label`, `score`: as in `suspects()`;
             - `visits`: how often it was trained on; `loss`: of its latest epoch;
             - `mean_margin`, in [−1, 1], and `mean_error`, in [0, √2], over all visits;
-            - `vote`: the label given to most of the sample's nearest neighbours, made once, at the
-              end of the first epoch; for 5,000 samples at most.
+            - `vote`: the label given to most of its neighbours, for 5,000 samples at most.
 
             −1 or NaN where a value is not known.
 

@@ -49,9 +49,8 @@ class Grouping:
             return self._table.noisy_weight(visits)
         if visits.targets is TargetKind.NUMBERS:
             return torch.full_like(visits.margin, torch.nan)
-        return chance_at_first_visit(
-            visits.error, visits.classes
-        )  # a stream: nothing else is known
+        # A stream: nothing else is known.
+        return chance_at_first_visit(visits.error, visits.classes)
 
     def true_label(self, visits: Visits) -> Tensor:
         """Class of each sample if its label is wrong, `[B]`."""
