@@ -173,8 +173,9 @@ class GradientMonitor:
         Returns:
             Plain dicts, with the same keys in every epoch: `epoch`, `step`, `time` (seconds since
             1970), `samples_seen`, `initial_loss`, `train_loss`, `clean_loss`, `noisy_loss`,
-            `noise_rate`, `priority`, `agreement`, `contradicted`, `prediction_changes`, `validation`, `best_epoch`,
-            `stop`, `reason` (the name of a `StopReason`). None where a value is not known.
+            `noise_rate`, `priority`, `agreement`, `contradicted`, `prediction_changes`,
+            `validation`, `best_epoch`, `stop`, `reason` (the name of a `StopReason`). None where
+            a value is not known.
         """
         return [dict(record) for record in self._run.records]
 
@@ -187,7 +188,7 @@ class GradientMonitor:
 
         Returns:
             Tuples `(index, score, given_label, predicted_label)`; the index is the place in
-            `train_loader.dataset`. Empty before the first epoch is closed.
+            `train_loader.dataset`. Empty before much is learnt.
 
         Raises:
             ArgumentTypeError: `k` is no whole number, or `min_score` no number.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..records import EpochOfSamples, Record
 from .reading import Reading, means_of, read_share
 
-AT_STAKE = 0.075
+AT_STAKE = 0.05
 """Share of contradicted labels above which a smaller fall is enough: so many are contradicted where
 no label is wrong, by the errors of network and neighbours."""
 

@@ -26,7 +26,7 @@ class StopRule:
     The agreement of predictions with the neighbours' given labels rises while what holds across
     samples is learnt, and falls as single labels are learnt by heart. The advice is to stop once
     its mean over three epochs has been below its highest, by `tolerance` of that, for `patience`
-    epochs running; by less, where more than 7.5 % of the labels are contradicted by network and
+    epochs running; by less, where more than 5 % of the labels are contradicted by network and
     neighbours alike. The best epoch is the middle one of the last three whose mean can't be told
     from the highest; while the agreement has not fallen so far, it is the present one.
 
