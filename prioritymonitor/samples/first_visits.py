@@ -14,7 +14,7 @@ from ..records import REPRESENTATION, TargetKind, Visits
 from .history import SampleHistory, like
 from .neighbours import best_votes
 
-MOST_CANDIDATES = 50_000
+MOST_CANDIDATES = 20_000
 """Samples that can be neighbours: a fixed random subset of a larger data set."""
 
 MOST_ASKED = 5_000
