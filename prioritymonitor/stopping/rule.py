@@ -117,15 +117,13 @@ class StopRule:
         return replace(decision, message=message)
 
     def _read(self, history: Sequence[Record]) -> Reading | None:
-        """The neighbours' vote; held-out labels where they say that noise took over, and before.
-
-        Where there is no vote, the priority.
-        """
+        """The neighbours' vote, or held-out labels where they tell of an earlier end; else priority."""
         vote, held_out = read_agreement(history, self.tolerance), read_validation(history)
-        if held_out is not None and held_out.is_below:
-            return vote if vote and vote.is_below and vote.peak <= held_out.peak else held_out
+        if vote is None and held_out is not None:
+            return held_out
         if vote is not None:
-            return vote
+            is_earlier = held_out and held_out.is_below and not _comes_first(vote, held_out)
+            return held_out if is_earlier else vote
         priority = read_priority(history)
         return None if priority is None else _unless_calm(priority, history)
 
@@ -136,6 +134,10 @@ class StopRule:
             if reading is None or not reading.is_below:
                 return below
         return min(self.patience, len(history))
+
+
+def _comes_first(vote: Reading, held_out: Reading) -> bool:
+    return vote.is_below and vote.peak <= held_out.peak
 
 
 def measure_only(history: Sequence[Record]) -> Decision:
