@@ -117,13 +117,11 @@ class StopRule:
         return replace(decision, message=message)
 
     def _read(self, history: Sequence[Record]) -> Reading | None:
-        """The neighbours' vote, or held-out labels where they tell of an earlier end; else priority."""
-        vote, held_out = read_agreement(history, self.tolerance), read_validation(history)
-        if vote is None and held_out is not None:
-            return held_out
-        if vote is not None:
-            is_earlier = held_out and held_out.is_below and not _comes_first(vote, held_out)
-            return held_out if is_earlier else vote
+        """The witness that counts: of those below their line the one with the earliest peak."""
+        witnesses = [read_agreement(history, self.tolerance), read_validation(history)]
+        known = [one for one in witnesses if one is not None]
+        if known:
+            return min((one for one in known if one.is_below), key=_peak, default=known[0])
         priority = read_priority(history)
         return None if priority is None else _unless_calm(priority, history)
 
@@ -134,10 +132,6 @@ class StopRule:
             if reading is None or not reading.is_below:
                 return below
         return min(self.patience, len(history))
-
-
-def _comes_first(vote: Reading, held_out: Reading) -> bool:
-    return vote.is_below and vote.peak <= held_out.peak
 
 
 def measure_only(history: Sequence[Record]) -> Decision:
@@ -155,6 +149,10 @@ def _unless_calm(priority: Reading, history: Sequence[Record]) -> Reading:
     changes = [mean for _, mean in means_of(history, "prediction_changes")]
     is_restless = bool(changes) and changes[-1] >= (1 + _RISE) * min(changes)
     return priority if is_restless else replace(priority, line=math.inf)
+
+
+def _peak(reading: Reading) -> int:
+    return reading.peak
 
 
 def _epochs(count: int) -> str:
