@@ -69,8 +69,8 @@ class GradientMonitor:
         stop: When to stop: a `StopRule`, or any function of the list that `history()` gives which
             returns a `Decision`; it is asked at the end of each epoch. None: measure only.
         keep_best: Weights to keep for `restore_best()`: `"averaged"`, a running average of the
-            weights, which trails them and is taken one epoch after the best one, `"last"`, the
-            weights as the optimizer left them at the end of the best epoch, or None.
+            weights as it was at the end of the best epoch, `"last"`, the weights as the optimizer
+            left them there, or None.
         validation: A loader of other samples with labels as given, however noisy: one more witness.
             Batches are `(inputs, labels)`, or dicts of labels and the model's arguments; the model
             takes them as they come. Its averaged weights are tried on the first 2,000 samples at
@@ -173,8 +173,8 @@ class GradientMonitor:
         Returns:
             Plain dicts, with the same keys in every epoch: `epoch`, `step`, `time` (seconds since
             1970), `samples_seen`, `initial_loss`, `train_loss`, `clean_loss`, `noisy_loss`,
-            `noise_rate`, `priority`, `agreement`, `prediction_changes`, `validation`, `best_epoch`,
-            `stop`, `reason` (the name of a `StopReason`). None where a value is not known.
+            `noise_rate`, `priority`, `agreement`, `contradicted`, `prediction_changes`,
+            `validation`, `best_epoch`, `stop`, `reason` (the name of a `StopReason`). None where a value is not known.
         """
         return [dict(record) for record in self._run.records]
 

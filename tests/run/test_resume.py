@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from prioritymonitor import ArgumentValueError, GradientMonitor
 from tests.capture.test_no_disturbance import assert_identical
-from tests.stopping.test_priority import separable
 from tests.support.cases import make_data, make_loader
+from tests.support.separable import separable
 
 
 class Run:
