@@ -15,13 +15,13 @@ def separable():
 
 
 def watched(**options):
-    """A small network on them, and a monitor that never stops it."""
+    """A small network on them, and a monitor that never stops it if not asked to."""
     data = separable()
     torch.manual_seed(0)
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     loader = make_loader(data, batch_size=20, shuffle=True)
-    monitor = GradientMonitor(model, optimizer, loader, stop=None, **options)
+    monitor = GradientMonitor(model, optimizer, loader, **{"stop": None} | options)
     return data, model, optimizer, loader, monitor
 
 
