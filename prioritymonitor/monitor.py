@@ -174,7 +174,8 @@ class GradientMonitor:
             Plain dicts, with the same keys in every epoch: `epoch`, `step`, `time` (seconds since
             1970), `samples_seen`, `initial_loss`, `train_loss`, `clean_loss`, `noisy_loss`,
             `noise_rate`, `priority`, `agreement`, `contradicted`, `prediction_changes`,
-            `validation`, `best_epoch`, `stop`, `reason` (the name of a `StopReason`). None where a value is not known.
+            `validation`, `best_epoch`, `stop`, `reason` (the name of a `StopReason`).
+            None where a value is not known.
         """
         return [dict(record) for record in self._run.records]
 

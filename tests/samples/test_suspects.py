@@ -46,7 +46,7 @@ def test_suspects_are_judged_by_all_visits_up_to_the_best_epoch():
 def test_the_groups_of_a_step_are_those_of_the_suspects():
     """Before there are any, they come from the error of each visit."""
     _, model, optimizer, loader, monitor = watched(every=1)
-    for epoch in range(4):
+    for _ in range(4):
         score = {suspect.index: suspect.score for suspect in monitor.suspects(min_score=0)}
         with observing() as seen:
             for x, y, _ in loader:
@@ -145,7 +145,7 @@ def test_a_slow_network_names_nothing_until_it_has_learnt_and_the_wrong_labels_t
             assert_nothing_is_named(monitor)
         for _ in range(12):
             run.epoch(rate=0.01)
-        assert_found(monitor, given != true)
+        assert_found(monitor, given != true, least=0.85)
         assert abs(monitor.noise_rate - 0.2) < 0.04
 
 

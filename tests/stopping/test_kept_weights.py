@@ -268,8 +268,8 @@ def test_a_resumed_keeper_holds_and_averages_the_same():
         (lambda state: state.update(epoch=2.0), "damaged"),
         (lambda state: state["held"].update({"2": state["held"][2]}), "damaged"),
         (
-            lambda state: state["held"][2].update({"0.weight": torch.zeros(3)}),
-            r"0\.weight of shape",
+            lambda state: state["held"][2].update({"0.bias": torch.zeros(3)}),
+            r"0\.bias of shape \[3\]",
         ),
         (lambda state: state["held"][3].update(new=torch.zeros(3)), "a weight new of shape"),
         (
