@@ -148,8 +148,6 @@ def test_events_are_on_disk_after_a_script_that_never_closes(tmp_path):
         import torch, torch.nn.functional as F
         from prioritymonitor import GradientMonitor
         from tests.support.cases import make_data, make_loader, mlp
-
-NOISY = make_data(torch.float32).noisy
         model, data = mlp(), make_data(torch.float32)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         loader = make_loader(data, batch_size=10)

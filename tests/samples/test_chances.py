@@ -168,10 +168,13 @@ def test_at_most_as_many_labels_are_wrong_as_neighbours_vote_against():
         assert is_plausible(chance, given, vote) is plausible
 
 
-def test_without_votes_nine_tenths_are_too_many():
+@pytest.mark.parametrize("vote", [-1, 1], ids=["no votes", "all votes against"])
+def test_nine_tenths_are_too_many(vote):
+    """Where neighbours tell nothing of many classes, they vote against nearly every label."""
     for named, plausible in ((89, True), (90, False)):
         chance = torch.where(torch.arange(100) < named, 0.9, 0.1)
-        assert is_plausible(chance, torch.zeros(100), nobody(100)) is plausible
+        votes = torch.full((100,), vote)
+        assert is_plausible(chance, torch.zeros(100), votes) is plausible
 
 
 def test_samples_that_were_never_visited_are_neither_named_nor_not():

@@ -248,7 +248,8 @@ def test_a_resumed_keeper_holds_and_averages_the_same():
         keeper.hold(epoch)
         keeper.keep(min(epoch, 2))
 
-    models = [mlp(), mlp()]
+    models = [mlp()]
+    models.append(copy.deepcopy(models[0]))
     keepers = [WeightKeeper(model, averaged=True) for model in models]
     for epoch in range(1, 5):
         train_one(models[0], keepers[0], epoch)
