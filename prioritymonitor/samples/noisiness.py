@@ -136,8 +136,8 @@ def is_plausible(chance: Tensor, given_label: Tensor, vote: Tensor) -> bool:
     """Whether no more labels are taken to be wrong than can be.
 
     Few wrong labels have most of their neighbours behind them. So at most about as many are wrong
-    as neighbours vote against; a network that contradicts more has not learnt much yet. Without
-    votes, 90 % are too many.
+    as neighbours vote against; a network that contradicts more has not learnt much yet. In any
+    case, 90 % are too many.
 
     Args:
         chance: How likely each label is wrong, `[n]`; NaN where it is not known.
@@ -146,7 +146,7 @@ def is_plausible(chance: Tensor, given_label: Tensor, vote: Tensor) -> bool:
     """
     named = (chance[~chance.isnan()] > 0.5).double().mean()
     asked = vote >= 0
-    if not asked.any():
+    if not asked.any() or not named < MOST_NOISE:
         return bool(named < MOST_NOISE)
     return bool(named <= (vote != given_label)[asked].double().mean())
 
