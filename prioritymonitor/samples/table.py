@@ -112,7 +112,11 @@ class SampleTable:
         chance = wrong_label_chance(
             past.mean_error, past.given_label, past.rival, vote, self.history.classes
         )
-        if self._is_known or is_plausible(chance, past.given_label, vote):
+        backed = torch.where(vote >= 0, (vote == past.given_label).float(), torch.nan)
+        is_told = self._is_known or is_plausible(
+            chance, past.mean_error, backed, self.history.classes
+        )
+        if is_told:
             self._verdict, self._on_device = Verdict(chance, past.rival), None
 
     @property

@@ -102,7 +102,11 @@ class StopRule:
                 f"epoch {best}"
             )
             return replace(decision, stop=True, reason=StopReason.NOISY_DOMINATES, message=message)
-        if not reading.fall > 0:
+        if math.isinf(reading.line):
+            message = (
+                f"not judged yet, by {reading.name}: too little is learnt to tell wrong labels"
+            )
+        elif not reading.fall > 0:
             message = f"clean labels still dominate: {reading.name} still rises"
         elif below:
             message = (
