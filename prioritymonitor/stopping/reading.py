@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from ..records import Record
 
 WINDOW = 3
 """Epochs over which a share is averaged: one alone swings with the last steps of each epoch."""
+
+_WEIGHTS = (1, 2, 1)
+"""The one in the middle counts twice, so that a sharp peak keeps its place."""
 
 ALIKE = 0.003
 """Part of the highest mean within which another can't be told from it."""
@@ -39,7 +43,8 @@ def read_share(history: Sequence[Record], key: str, name: str, tolerance: float)
     """Read a share of the samples, averaged over three epochs.
 
     The peak is the middle one of the three epochs whose mean is highest: the visits of an epoch
-    are made before its end, by about as much as the averaged weights trail.
+    are made before its end, by about as much as the averaged weights trail. It is the first epoch
+    only if that alone is highest: there, little is learnt.
 
     Args:
         history: The records of the epochs, the first one first.
@@ -55,14 +60,14 @@ def read_share(history: Sequence[Record], key: str, name: str, tolerance: float)
         return None
     highest = max(mean for _, mean in means)
     alike = [place for place, (_, mean) in enumerate(means) if mean >= (1 - ALIKE) * highest]
-    peak = means[max(alike[-1] - WINDOW // 2, 0)][0]
+    peak = means[max(alike[-1] - WINDOW // 2, min(alike[-1], 1))][0]
     # A single low epoch is in three means, but not low itself in the next.
     now = max(means[-1][1], history[-1][key])
     return Reading(name, peak, highest, highest - now, tolerance * highest)
 
 
 def means_of(history: Sequence[Record], key: str) -> list[tuple[int, float]]:
-    """Epoch, and the mean of what is known of it and the two before it.
+    """Epoch, and the mean of what is known of it and the two before it, the middle one twice.
 
     Args:
         history: The records of the epochs, the first one first.
@@ -77,7 +82,9 @@ def means_of(history: Sequence[Record], key: str) -> list[tuple[int, float]]:
         return []
     values = [value for _, value in known]
     windows = (values[max(end - WINDOW, 0) : end] for end in range(1, len(values) + 1))
-    return [
-        (epoch, sum(window) / len(window))
-        for (epoch, _), window in zip(known, windows, strict=True)
-    ]
+    return [(epoch, _mean(window)) for (epoch, _), window in zip(known, windows, strict=True)]
+
+
+def _mean(window: Sequence[float]) -> float:
+    weights = _WEIGHTS[: len(window)]
+    return sum(map(operator.mul, weights, window)) / sum(weights)
