@@ -188,7 +188,7 @@ class SampleTable:
         if verdict is None:
             return np.empty(0, np.int64), ["clean_indices() is empty: no label was judged yet"]
         score = self._weight(verdict)
-        why_not = why_not_go_on(score, self.history.past.given_label, verdict.rival, self._vote())
+        why_not = why_not_go_on(score, verdict.rival, self._vote())
         if why_not is not None and not self._is_known:
             return np.empty(0, np.int64), [f"clean_indices() is empty: {why_not}"]
         (rows,) = torch.where(~verdict.chance.isnan() & (score <= 0.5))

@@ -87,4 +87,4 @@ def means_of(history: Sequence[Record], key: str) -> list[tuple[int, float]]:
 
 def _mean(window: Sequence[float]) -> float:
     weights = _WEIGHTS[: len(window)]
-    return sum(map(operator.mul, weights, window)) / sum(weights)
+    return float(sum(map(operator.mul, weights, window)) / sum(weights))
