@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -64,7 +63,7 @@ def go_on(setting: Setting, folder: Path | None) -> Run:
     task = load_task(setting, folder)
     torch.manual_seed(setting.seed)
     model = fresh_model(setting, task)
-    monitor = _train(setting, task, model, None, setting.epochs)
+    monitor = _train(setting, task, model, None, setting.epochs, is_scheduled=True)
     restored = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     handed_back = accuracy(model, task.test_inputs, task.test_labels)
     clean = torch.from_numpy(monitor.clean_indices())
@@ -90,15 +89,20 @@ def go_on(setting: Setting, folder: Path | None) -> Run:
 
 
 def _train(
-    setting: Setting, task: Task, model: nn.Module, part: Tensor | None, epochs: int
+    setting: Setting,
+    task: Task,
+    model: nn.Module,
+    part: Tensor | None,
+    epochs: int,
+    is_scheduled: bool = False,
 ) -> GradientMonitor:
-    """Until the stop, or so many epochs; the schedule is that of the setting at first only."""
+    """Until the stop, or so many epochs."""
     optimizer = make_optimizer(setting, model)
     data = TensorDataset(task.inputs, task.given)
     chosen = data if part is None else Subset(data, part.tolist())
     loader = DataLoader(chosen, batch_size=task.batch, shuffle=True)
     monitor = GradientMonitor(model, optimizer, loader)
-    schedule = make_schedule(setting, optimizer) if epochs == setting.epochs else None
+    schedule = make_schedule(setting, optimizer) if is_scheduled else None
     augment = augmentation(setting)
     model.train()
     for _ in range(epochs):
