@@ -132,10 +132,9 @@ def groups(runs: list[Run]) -> dict[str, list[Run]]:
     found: dict[str, list[Run]] = {}
     for run in runs:
         setting = run["setting"]
-        noise = setting["noise"] if setting["rate"] else "none"
-        for name in chain(
-            [f"noise: {noise}"], [f"family: {setting['family']}"] * (noise != "none")
-        ):
+        names = [f"noise: {setting['noise'] if setting['rate'] else 'none'}"]
+        names += [f"family: {setting['family']}"] if setting["rate"] else []
+        for name in names:
             found.setdefault(name, []).append(run)
     return dict(sorted(found.items(), reverse=True))
 
