@@ -13,8 +13,7 @@ from .arguments import Settings
 from .errors import ArgumentTypeError, ArgumentValueError, contained, described
 from .records import Decision, EpochOfSamples, Record, StopReason
 from .samples.table import SampleTable
-from .stopping.kept_weights import HELD_BACK, WeightKeeper
-from .stopping.priority import first_judged
+from .stopping.kept_weights import WeightKeeper
 from .stopping.rule import Rule, measure_only
 from .stopping.witnesses import WITNESSES
 
@@ -109,13 +108,13 @@ class Judge:
         for name, witness in WITNESSES.items():
             with self._alone(name):
                 record[name] = _known(witness(epoch, earlier))
-        was_judged = first_judged(earlier) is not None
-        if not was_judged:  # then this epoch is the best so far
+        if not before.stop:
             table.judge()
         record["noise_rate"] = _known(table.noise_rate)
         decision = before if before.stop else self._decide([*earlier, record])
-        if was_judged and not before.stop and _may_be_best(decision):
-            table.judge()
+        candidate = _candidate(decision)
+        if candidate is not None and not before.stop:
+            table.settle(record["epoch"] - candidate)
         known = table.losses() | {"noise_rate": table.noise_rate}
         record |= {name: _known(value) for name, value in known.items()}
         return decision if before.stop else self._with_weights(decision, record["epoch"])
@@ -202,13 +201,8 @@ class Judge:
 
 
 def _candidate(decision: Decision) -> int | None:
+    """The epoch that may turn out to be the best one."""
     return decision.best_epoch if decision.peak_epoch is None else decision.peak_epoch
-
-
-def _may_be_best(decision: Decision) -> bool:
-    """Whether what was seen up to now was seen before noise was fitted, for all one knows."""
-    candidate = _candidate(decision)
-    return candidate is not None and candidate >= decision.epoch - HELD_BACK
 
 
 def _checked(decision: Any) -> Decision:

@@ -42,6 +42,8 @@ class SampleTable:
         self.history = SampleHistory(dataset_size, max_tracked)
         self.first_visits = FirstVisits(self.history)
         self._verdict: Verdict | None = None
+        self._latest: tuple[Verdict | None, Verdict | None] = (None, None)
+        """Those of the epoch before and of the last one."""
         self._on_device: Tensor | None = None
         """How noisy each label is taken to be by that, on the device of the logits, `[n + 1]`."""
         self._known = torch.full(
@@ -107,7 +109,7 @@ class SampleTable:
         return vote if vote is not None else torch.full_like(past.given_label, -1)
 
     def judge(self) -> None:
-        """Judge the labels by what is known now, until the next call; not before much is learnt."""
+        """Judge the labels by what is known now; not before much is learnt."""
         past, vote = self.history.past, self._vote()
         chance = wrong_label_chance(
             past.mean_error, past.given_label, past.rival, vote, self.history.classes
@@ -116,8 +118,15 @@ class SampleTable:
         is_told = self._is_known or is_plausible(
             chance, past.mean_error, backed, self.history.classes
         )
-        if is_told:
-            self._verdict, self._on_device = Verdict(chance, past.rival), None
+        self._latest = (self._latest[-1], Verdict(chance, past.rival) if is_told else None)
+        if self._verdict is None:
+            self.settle(0)
+
+    def settle(self, epochs_ago: int) -> None:
+        """Let the verdict be that of this epoch or of the one before, if there was any."""
+        verdict = dict(enumerate(reversed(self._latest))).get(epochs_ago)
+        if verdict is not None:
+            self._verdict, self._on_device = verdict, None
 
     @property
     def _is_known(self) -> bool:
@@ -126,7 +135,7 @@ class SampleTable:
 
     def forget(self) -> None:
         """Judge the labels by nothing."""
-        self._verdict, self._on_device = None, None
+        self._verdict, self._on_device, self._latest = None, None, (None, None)
 
     # Readings
 
@@ -224,10 +233,10 @@ class SampleTable:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""
-        verdict = self._verdict
-        return {
+        verdicts = {"verdict": self._verdict, "latest": self._latest[-1]}
+        kept = {name: None if one is None else dict(vars(one)) for name, one in verdicts.items()}
+        return kept | {
             "history": self.history.state_dict(),
-            "verdict": None if verdict is None else dict(vars(verdict)),
             "known": self._known.cpu().clone(),
             "first_visits": self.first_visits.state_dict(),
         }
@@ -241,8 +250,11 @@ class SampleTable:
         self.history.load_state_dict(state["history"])
         self._known = like(state["known"], self._known)
         self.first_visits.load_state_dict(state["first_visits"])
-        past, verdict = self.history.past, state["verdict"]
-        self._verdict, self._on_device = None, None
-        if verdict is not None:
-            chance, rival = like(verdict["chance"], past.loss), like(verdict["rival"], past.rival)
-            self._verdict = Verdict(chance, rival)
+        self._verdict, self._on_device = self._loaded(state["verdict"]), None
+        self._latest = (None, self._loaded(state["latest"]))
+
+    def _loaded(self, verdict: dict[str, Tensor] | None) -> Verdict | None:
+        past = self.history.past
+        if verdict is None:
+            return None
+        return Verdict(like(verdict["chance"], past.loss), like(verdict["rival"], past.rival))
