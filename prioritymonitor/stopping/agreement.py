@@ -44,7 +44,7 @@ def read_agreement(history: Sequence[Record], tolerance: float) -> Reading | Non
     if reading is None:
         return None
     if all(record["noise_rate"] is None for record in history):
-        return replace(reading, line=math.inf)
+        return replace(reading, why_silent="too little is learnt to name labels")
     at_peak = dict(means_of(history, "contradicted")).get(reading.peak, 0.0)
     by_contradicted = reading.line * min(1.0, AT_STAKE / max(at_peak, AT_STAKE))
     voted = min(history[-1]["samples_seen"], MOST_VOTES)

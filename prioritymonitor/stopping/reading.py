@@ -31,12 +31,14 @@ class Reading:
     fall: float
     """By how much both the curve and the last value itself are lower now."""
     line: float
-    """The fall from which on the witness says that noise has taken over; infinite before it can."""
+    """The fall from which on the witness says that noise has taken over."""
+    why_silent: str | None = None
+    """Why a fall tells nothing so far; None once it does."""
 
     @property
     def is_below(self) -> bool:
-        """Whether the curve has fallen as far as the line."""
-        return self.fall > 0 and self.fall >= self.line
+        """Whether the curve has fallen as far as the line, and that tells something."""
+        return self.why_silent is None and self.fall > 0 and self.fall >= self.line
 
 
 def read_share(history: Sequence[Record], key: str, name: str, tolerance: float) -> Reading | None:

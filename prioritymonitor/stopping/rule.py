@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -146,13 +145,12 @@ def measure_only(history: Sequence[Record]) -> Decision:
 
 
 def _unless_calm(priority: Reading, history: Sequence[Record]) -> Reading:
-    """The priority alone takes hard labels for wrong ones; those don't make predictions restless.
-
-    Its line is out of reach unless more predictions change than when fewest did.
-    """
+    """The priority alone takes hard labels for wrong ones; those don't make predictions restless."""
     changes = [mean for _, mean in means_of(history, "prediction_changes")]
     is_restless = bool(changes) and changes[-1] >= (1 + _RISE) * min(changes)
-    return priority if is_restless else replace(priority, line=math.inf)
+    if is_restless:
+        return priority
+    return replace(priority, why_silent="no more predictions change than when fewest did")
 
 
 def _peak(reading: Reading) -> int:
