@@ -101,10 +101,8 @@ class StopRule:
                 f"epoch {best}"
             )
             return replace(decision, stop=True, reason=StopReason.NOISY_DOMINATES, message=message)
-        if math.isinf(reading.line):
-            message = (
-                f"not judged yet, by {reading.name}: too little is learnt to tell wrong labels"
-            )
+        if reading.why_silent is not None:
+            message = f"not judged yet by {reading.name}: {reading.why_silent}"
         elif not reading.fall > 0:
             message = f"clean labels still dominate: {reading.name} still rises"
         elif below:
@@ -145,7 +143,7 @@ def measure_only(history: Sequence[Record]) -> Decision:
 
 
 def _unless_calm(priority: Reading, history: Sequence[Record]) -> Reading:
-    """The priority alone takes hard labels for wrong ones; those don't make predictions restless."""
+    """The priority takes hard labels for wrong ones, but those make no predictions restless."""
     changes = [mean for _, mean in means_of(history, "prediction_changes")]
     is_restless = bool(changes) and changes[-1] >= (1 + _RISE) * min(changes)
     if is_restless:
