@@ -31,6 +31,7 @@ class Log(Sink):
         parts = [f"epoch {record['epoch']}"]
         for name, text in (
             ("train_loss", "train loss {:.4f}"),
+            ("agreement", "agreement {:.1%}"),
             ("priority", "clean priority {:+.4f}"),
             ("validation", "validation {:.1%}"),
             ("noise_rate", "noise rate {:.1%}"),
