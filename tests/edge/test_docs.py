@@ -35,7 +35,7 @@ def blocks(path, language):
 
 class Classifier(nn.Sequential):
     def __init__(self):
-        super().__init__(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+        super().__init__(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 10))
 
 
 @pytest.fixture
