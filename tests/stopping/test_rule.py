@@ -351,6 +351,14 @@ def test_of_two_witnesses_one_below_its_line_counts_whenever_the_other_had_its_p
     assert judge(early_but_above).peak_epoch < 4
 
 
+def test_while_neither_is_below_its_line_the_agreement_says_which_weights_to_keep():
+    rises = [0.1 * epoch for epoch in range(1, 8)]
+    peaked = [0.8, 0.8, 0.8, *[0.795] * 4]
+    last = judge(rises, validation=peaked, validation_samples=2000)
+    assert (last.best_epoch, last.peak_epoch) == (7, 6)
+    assert last.message.endswith("the agreement with the neighbours still rises")
+
+
 def test_held_out_labels_need_no_judgement_of_labels():
     assert judge(FLAT, noise_rate=None, **HELD_OUT).stop
 
