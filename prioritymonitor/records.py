@@ -286,8 +286,9 @@ class Suspect(NamedTuple):
     Attributes:
         index: Place in the data set of the train loader.
         score: How likely the label is wrong, in [0, 1]; above 0.5 it is taken to be. That comes
-            from the mean error of the network at this label before noise was fitted, and from how
-            many labels of its class were as doubtful beside the same other class.
+            from the mean error of the network at this label before noise was fitted, from how many
+            labels of its class were as doubtful beside the same other class, and from whether its
+            neighbours vote for it.
         given_label: The label in the data; −1 for a sample with several.
         predicted_label: The class the network held most probable instead, at that time; likewise.
     """

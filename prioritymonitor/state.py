@@ -18,6 +18,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(RECORD_KEYS, (float, NoneType)),
     **dict.fromkeys(("samples_seen", "best_epoch"), (int, NoneType)),
     **dict.fromkeys(("epoch", "step"), (int,)),
+    "validation_samples": (int, NoneType),
     **{"time": (float,), "stop": (bool,), "reason": (str,)},
 }
 """Of what each record holds."""

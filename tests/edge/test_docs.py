@@ -35,7 +35,7 @@ def blocks(path, language):
 
 class Classifier(nn.Sequential):
     def __init__(self):
-        super().__init__(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+        super().__init__(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 10))
 
 
 @pytest.fixture
@@ -137,6 +137,11 @@ def test_the_rule_of_ones_own_works_as_printed(digits):
     )
     assert names["rule"](fallen).stop
     assert not names["where_much_is_wrong"](fallen).stop
+    much = [record | {"noise_rate": 0.3} for record in fallen]
+    assert names["where_much_is_wrong"](much).stop
+    # Held-out labels can say stop before any label could be judged.
+    unjudged = history_of(validation=[0.8, *[0.2] * 7], validation_samples=[2000] * 8)
+    assert names["where_much_is_wrong"](unjudged).stop
     names["monitor"].close()
 
 

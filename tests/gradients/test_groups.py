@@ -159,6 +159,7 @@ def a_step(shape, passes=1):
             rival=one.given_label,
             counted=torch.ones(count, dtype=torch.bool),
             targets=TargetKind.ONE,
+            classes=one.head.residual.shape[-1],
         )
         health = PassHealth(torch.tensor([True]), torch.tensor([True]), torch.zeros(1))
         head = HeadGradients(one.head.residual, torch.ones(1), one.head.features)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from prioritymonitor import GradientMonitor
+from prioritymonitor import GradientMonitor, StopRule
 from tests.capture.test_no_disturbance import assert_identical
 from tests.support.cases import CLASSES, INPUTS, make_data, make_loader, mlp
 from tests.support.small_run import SmallRun
@@ -61,6 +61,11 @@ class Augmented(Dataset):
         return self.data.inputs[index] + 0.1 * (noise + sum(own)), self.data.given[index]
 
 
+def without_held_out(history):
+    """The rule of a run that has none: they are meant to change the advice, and nothing else."""
+    return StopRule()([record | {"validation": None} for record in history])
+
+
 def train(with_validation, workers, batches, keeps_workers=False):
     """What training leads to, and all that it leaves in the model, the loaders and Python."""
     torch.manual_seed(3)
@@ -75,7 +80,9 @@ def train(with_validation, workers, batches, keeps_workers=False):
     model.head.register_forward_hook(lambda *called: hooked.append(called[0].training))
     model.register_forward_pre_hook(lambda *called: hooked.append(called[0].training))
     validation = held_out if with_validation else None
-    monitor = GradientMonitor(model, optimizer, loader, every=2, validation=validation)
+    monitor = GradientMonitor(
+        model, optimizer, loader, every=2, validation=validation, stop=without_held_out
+    )
     for _ in range(3):
         for number, (x, y) in enumerate(loader):
             if number == batches:
@@ -88,8 +95,11 @@ def train(with_validation, workers, batches, keeps_workers=False):
     monitor.end_epoch()
     history = monitor.history()
     assert all((record["validation"] is not None) is with_validation for record in history)
+    expected = len(dataset) if with_validation else None
+    assert all(record["validation_samples"] == expected for record in history)
+    others = {"time": None, "validation": None, "validation_samples": None}
     outcome = {
-        "history": [record | {"time": None, "validation": None} for record in history],
+        "history": [record | others for record in history],
         "samples": {name: column.tolist() for name, column in monitor.samples().items()},
         "model": {name: value.clone() for name, value in model.state_dict().items()},
         "gradients": [parameter.grad for parameter in model.parameters()],

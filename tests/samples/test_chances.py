@@ -156,28 +156,65 @@ def test_what_an_untrained_network_would_name_is_not_plausible(classes, with_vot
     vote = vote if with_votes else nobody(1000)
     rival = probability.scatter(1, label[:, None], 0).argmax(1)
     chance = wrong_label_chance(error, label, rival, vote, classes)
-    assert not is_plausible(chance, label, vote)
+    backed = (vote == label).float() if with_votes else unasked(1000)
+    assert not is_plausible(chance, error, backed, classes)
 
 
-def test_at_most_as_many_labels_are_wrong_as_neighbours_vote_against():
-    given = torch.zeros(100)
-    vote = torch.full((100,), -1)
-    vote[:50], vote[:10] = 0, 1  # against ten of fifty that were asked
-    for named, plausible in ((20, True), (21, False)):
-        chance = torch.where(torch.arange(100) < named, 0.9, 0.1)
-        assert is_plausible(chance, given, vote) is plausible
+def unasked(samples=100):
+    return torch.full((samples,), torch.nan)
 
 
-@pytest.mark.parametrize("vote", [-1, 1], ids=["no votes", "all votes against"])
-def test_nine_tenths_are_too_many(vote):
+def naming(named, samples=100):
+    """Chances that name so many labels wrong."""
+    return torch.where(torch.arange(samples) < named, 0.9, 0.1)
+
+
+LEARNT, UNLEARNT = torch.full((100,), 0.1), torch.full((100,), 1.0)
+
+
+def test_at_most_a_tenth_more_labels_are_wrong_than_neighbours_vote_against():
+    backed = unasked()
+    backed[:50], backed[:10] = 1, 0  # against ten of fifty that were asked
+    for named, plausible in ((0, True), (20, True), (21, True), (23, False)):
+        assert is_plausible(naming(named), LEARNT, backed, 10) is plausible
+
+
+def test_with_votes_it_does_not_matter_how_much_is_learnt():
+    backed = (torch.arange(100) >= 20).float()
+    assert is_plausible(naming(20), UNLEARNT, backed, 10)
+    assert not is_plausible(naming(40), LEARNT, backed, 10)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000])
+def test_without_votes_half_of_what_is_not_named_must_be_learnt(classes):
+    line = 0.75 * math.sqrt(1 - 1 / classes)
+    error = torch.full((100,), line + 0.2)
+    error[:30] = 0.0  # of those that are named, which tells nothing
+    for learnt, plausible in ((30, False), (34, False), (35, True), (70, True)):
+        error[30 : 30 + learnt] = line - 0.01
+        assert is_plausible(naming(30), error, unasked(), classes) is plausible
+        error[30:] = line + 0.2
+    for shift, plausible in ((-0.01, True), (0.01, False)):
+        error[30:] = line + shift
+        assert is_plausible(naming(30), error, unasked(), classes) is plausible
+
+
+def test_without_votes_samples_that_were_never_visited_are_not_taken_for_learnt_or_not():
+    chance, error = naming(10), LEARNT.clone()
+    chance[40:], error[40:] = torch.nan, torch.nan
+    assert is_plausible(chance, error, unasked(), 10)
+    error[10:40] = 0.9
+    assert not is_plausible(chance, error, unasked(), 10)
+
+
+@pytest.mark.parametrize("backed", [torch.nan, 0.0], ids=["no votes", "all votes against"])
+def test_nine_tenths_are_too_many(backed):
     """Where neighbours tell nothing of many classes, they vote against nearly every label."""
     for named, plausible in ((89, True), (90, False)):
-        chance = torch.where(torch.arange(100) < named, 0.9, 0.1)
-        votes = torch.full((100,), vote)
-        assert is_plausible(chance, torch.zeros(100), votes) is plausible
+        assert is_plausible(naming(named), LEARNT, torch.full((100,), backed), 10) is plausible
 
 
 def test_samples_that_were_never_visited_are_neither_named_nor_not():
     chance = torch.cat((torch.full((10,), 0.9), torch.full((90,), torch.nan)))
-    assert not is_plausible(chance, torch.zeros(100), nobody(100))
-    assert not is_plausible(chance[10:], torch.zeros(90), nobody(90))
+    assert not is_plausible(chance, LEARNT, unasked(), 10)
+    assert not is_plausible(chance[10:], LEARNT[10:], unasked(90), 10)

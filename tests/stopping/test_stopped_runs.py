@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
-from prioritymonitor import StopReason
+from prioritymonitor import StopReason, StopRule
 from tests.support.cases import make_loader
 from tests.support.separable import accuracy, fit, separable
 
@@ -58,6 +59,45 @@ def test_known_noise_gives_the_same_rule_the_true_membership():
     assert loss == pytest.approx(last["train_loss"], rel=1e-3)
     for monitor in (by_mask, by_function, by_true_labels):
         monitor.close()
+
+
+def held_out(samples=1000):
+    """Samples of the same kind that are not trained on, with as many wrong labels."""
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(samples, 7, generator=generator)
+    true = torch.arange(samples) % 5
+    inputs[torch.arange(samples), true] += 4
+    wrong = torch.rand(samples, generator=generator) < 0.4
+    other = (true + torch.randint(1, 5, (samples,), generator=generator)) % 5
+    return DataLoader(TensorDataset(inputs, torch.where(wrong, other, true)), 200)
+
+
+def without_votes(history):
+    """The rule as it is where neighbours can't vote."""
+    return StopRule()([record | {"agreement": None, "contradicted": None} for record in history])
+
+
+def test_where_neighbours_cannot_vote_held_out_labels_stop_it_with_better_weights():
+    """However wrong they are themselves."""
+    unstopped, trained_on, data = fit(60, stop=None)
+    at_the_end = accuracy(trained_on, data)
+    unstopped.close()
+    monitor, model, _ = fit(60, stop=without_votes, validation=held_out())
+    assert monitor.should_stop
+    assert "the share of held-out labels predicted has been below" in monitor.decision.message
+    assert monitor.restore_best() == monitor.best_epoch == monitor.decision.peak_epoch
+    assert accuracy(model, data) > at_the_end + 0.1
+    monitor.close()
+
+
+def test_the_advice_follows_from_the_history_with_held_out_labels_too():
+    monitor, *_ = fit(60, validation=held_out())
+    history, decision = monitor.history(), monitor.decision
+    assert {record["validation_samples"] for record in history} == {1000}
+    replayed = StopRule()(history)
+    assert (replayed.stop, replayed.peak_epoch) == (True, decision.peak_epoch)
+    assert decision.message.startswith(replayed.message)
+    monitor.close()
 
 
 def test_measuring_only_never_stops():
