@@ -16,10 +16,10 @@ from benchmarks.data.images import add_data_option
 from benchmarks.environment import write_results
 from benchmarks.stopping.runs.cache import CACHE, Maker, make_missing
 from benchmarks.stopping.runs.details import details
-from benchmarks.stopping.runs.kept import KEPT, keep_all, read_kept
+from benchmarks.stopping.runs.kept import KEPT, keep_all
 from benchmarks.stopping.runs.pictures import FOLDER, draw
 from benchmarks.stopping.runs.record import record, record_with_validation
-from benchmarks.stopping.runs.scores import Judged, judge
+from benchmarks.stopping.runs.scores import Judged, judged_runs
 from benchmarks.stopping.runs.settings import SEEDS, settings
 from benchmarks.stopping.runs.summaries import GROUP_COLUMNS, Row, summarise
 from benchmarks.tables import print_table
@@ -46,7 +46,7 @@ def main() -> None:
     if not options.report:
         make_missing(product(wanted, PARTS), PARTS, options.data, options.cache, options.jobs)
     keep_all(wanted, options.cache, options.jobs, options.anew)
-    runs = [judge(kept) for kept in read_kept(wanted)]
+    runs = judged_runs(options.seeds)
     if not runs:
         raise SystemExit(f"no run in {options.cache} or {KEPT}")
     found = tables(runs)

@@ -49,7 +49,7 @@ def draw(runs: Sequence[Judged], folder: Path) -> list[str]:
         drawn.append(_save(_families(noisy), folder / "stopping_rules.png"))
     for run in runs:
         if run.setting == TYPICAL:
-            drawn.append(_save(_curves(run), folder / "stopping_curves.png"))
+            drawn.append(_save(_curves(run, best_lags(runs)), folder / "stopping_curves.png"))
     return drawn
 
 
@@ -103,7 +103,7 @@ def _families(runs: Sequence[Judged]) -> Figure:
 # One run over its epochs
 
 
-def _curves(run: Judged) -> Figure:
+def _curves(run: Judged, lags: dict[str, int]) -> Figure:
     """Test accuracy above; below what the monitor sees of it, and its stop line."""
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -111,7 +111,6 @@ def _curves(run: Judged) -> Figure:
     epochs = np.arange(1, len(curves["raw"]) + 1)
     above.plot(epochs, curves["raw"], color=_LIGHT, linewidth=1, label="raw weights")
     above.plot(epochs, curves["averaged"], color="black", linewidth=1.6, label="averaged weights")
-    lags = best_lags([run])
     for rule, (marker, colour, size) in MARKS.items():
         if rule in run.outcomes and rule in (MONITOR, "Label Wave, k = 1"):
             outcome = run.of(rule, lag=lags[rule])

@@ -81,7 +81,7 @@ def record_with_validation(setting: Setting, folder: Path | None) -> Recording:
                     loss = nn.functional.cross_entropy(logits, held_out[1]).item()
                     curves[f"{name}_validation"].append(_hits(logits, held_out[1]))
                     curves[f"{name}_validation_loss"].append(loss)
-    return run.seen() | curves
+    return {**run.seen(), **curves}
 
 
 def in_order(recording: Recording, name: str, epochs: int | None = None) -> Tensor:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.stopping.runs.kept import CURVES, Kept, records_of
+from benchmarks.stopping.runs.kept import CURVES, Kept, read_kept, records_of
 from benchmarks.stopping.runs.replay import choice_of
 from benchmarks.stopping.runs.rivals import RIVALS, VALIDATION, Choice, Watched
-from benchmarks.stopping.runs.settings import Setting
+from benchmarks.stopping.runs.settings import Setting, settings
 
 MONITOR = "prioritymonitor"
 RULES = (MONITOR, *VALIDATION, *RIVALS)
@@ -57,13 +57,18 @@ class Judged:
         return float(max(self.kept["curves"]["averaged"]) - max(self.kept["curves"]["raw"]))
 
 
+def judged_runs(seeds: int) -> list[Judged]:
+    """All runs of which something is kept."""
+    return [judge(kept) for kept in read_kept(settings(seeds))]
+
+
 def judge(kept: Kept) -> Judged:
     """Let every rule choose, and see what it gets."""
     setting, own, other = Setting(**kept["setting"]), kept["curves"], kept["held_out"]
     chosen = choice_of(setting, records_of(kept["history"]))
     outcomes = {MONITOR: [outcome_of(setting, own, own, chosen, *how) for how in _ways(0)]}
     if other is not None:
-        run = Watched(setting.epochs, setting.views_per_epoch, {}, _validation(other["curves"]))
+        run = Watched(setting.epochs, setting.views_per_epoch, {}, validation_of(other["curves"]))
         for name, validate in VALIDATION.items():
             outcomes[name] = [
                 outcome_of(setting, own, other["curves"], validate(run, weights), weights, lag)
@@ -82,7 +87,8 @@ def _ways(*lags: int) -> list[tuple[str, int]]:
     return [("raw", 0), *(("averaged", lag) for lag in lags)]
 
 
-def _validation(curves: Curves) -> Curves:
+def validation_of(curves: Curves) -> Curves:
+    """What `Watched` calls `validation`."""
     kinds = {"": "_validation", "_loss": "_validation_loss"}
     return {
         f"{weights}{kind}": curves[f"{weights}{name}"]
