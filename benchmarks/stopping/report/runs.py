@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.environment import read_results
 from benchmarks.stopping.report.forms import Json, pair, table
 
-
 _STOP_COLUMNS = (
     *("wrong labels", "optimizer", "stopped at epoch", "returned", "best raw", "last"),
     *("gain", "regret", "suspects, worst AUROC"),

@@ -163,11 +163,14 @@ def stopping_bars() -> str:
         ]
         for bar in found["bars"]
     ]
-    verdict = "met" if ahead == rivals else "**not met**"
-    runs = str(found["noisy_runs"])
     rows.append(
-        ["rivals that it is ahead of by two standard errors", runs, "all", f"{ahead} of {rivals}"]
-        + [verdict]
+        [
+            "rivals that it is ahead of by two standard errors",
+            str(found["noisy_runs"]),
+            "all",
+            f"{ahead} of {rivals}",
+            "met" if ahead == rivals else "**not met**",
+        ]
     )
     return table(["what", "runs", "asked", "measured", ""], rows)
 
