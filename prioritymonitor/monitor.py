@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from . import arguments
 from .errors import PriorityMonitorError
-from .records import Decision, Suspect
+from .readings import Readings
+from .records import Decision
 from .run import Run
 from .samples.known_labels import NoisyCallable
 from .state import load_state_dict, state_dict
 from .stopping.rule import Rule, StopRule
 
 
-class GradientMonitor:
+class GradientMonitor(Readings):
     """Watches how much of each update comes from clean and how much from noisy labels.
 
     Two lines go into a training script, and the training stays bit for bit what it was:
@@ -68,9 +68,8 @@ class GradientMonitor:
             and margins are kept in every step. None: 8 for the head, 16 for all parameters.
         stop: When to stop: a `StopRule`, or any function of the list that `history()` gives which
             returns a `Decision`; it is asked at the end of each epoch. None: measure only.
-        keep_best: Weights to keep for `restore_best()`: `"averaged"`, a running average of the
-            weights, which trails them and is taken one epoch after the best one, `"last"`, the
-            weights as the optimizer left them at the end of the best epoch, or None.
+        keep_best: Weights to keep for `restore_best()`: `"averaged"`, a running average, `"last"`,
+            the weights as the optimizer left them at the end of the best epoch, or None.
         validation: A loader of other samples with labels as given, however noisy: one more witness.
             Batches are `(inputs, labels)`, or dicts of labels and the model's arguments; the model
             takes them as they come. Its averaged weights are tried on the first 2,000 samples at
@@ -156,66 +155,6 @@ class GradientMonitor:
     def best_epoch(self) -> int | None:
         """The epoch whose weights `restore_best()` would give now; None before the first."""
         return self._run.decision.best_epoch
-
-    @property
-    def noise_rate(self) -> float:
-        """Estimated share of wrong labels among the samples seen, in [0, 1]; NaN before epoch 1."""
-        return self._run.table.noise_rate
-
-    @property
-    def latest(self) -> dict[str, float]:
-        """Statistics of the last measured step by tag, without prefix; empty before the first."""
-        return self._run.steps.statistics.peek()
-
-    def history(self) -> list[dict[str, Any]]:
-        """One record per closed epoch, the first one first; also after the stop.
-
-        Returns:
-            Plain dicts, with the same keys in every epoch: `epoch`, `step`, `time` (seconds since
-            1970), `samples_seen`, `initial_loss`, `train_loss`, `clean_loss`, `noisy_loss`,
-            `noise_rate`, `priority`, `agreement`, `contradicted`, `prediction_changes`,
-            `validation`, `best_epoch`, `stop`, `reason` (the name of a `StopReason`). None where
-            a value is not known.
-        """
-        return [dict(record) for record in self._run.records]
-
-    def suspects(self, k: int | None = None, min_score: float = 0.5) -> list[Suspect]:
-        """The training samples whose labels are taken to be wrong, the likeliest first.
-
-        Args:
-            k: How many at most, at least 0; None: all.
-            min_score: Only scores above this, in [0, 1]; with 0 all samples that were visited.
-
-        Returns:
-            Tuples `(index, score, given_label, predicted_label)`; the index is the place in
-            `train_loader.dataset`. Empty before much is learnt.
-
-        Raises:
-            ArgumentTypeError: `k` is no whole number, or `min_score` no number.
-            ArgumentValueError: One of them is out of its range.
-        """
-        arguments.check_count("k", k, least=0)
-        arguments.check_share("min_score", min_score)
-        return self._run.table.suspects(k, min_score)
-
-    def samples(self) -> dict[str, NDArray[Any]]:
-        """Everything known of each sample, as of the last closed epoch.
-
-        Returns:
-            Columns by name, arrays `[n]` with one entry for each sample followed, in the order of
-            the data set; empty without sample identities:
-
-            - `index`, `given_label`, `predicted_label`, `score`: as in `suspects()`;
-            - `visits`: how often it was trained on; `loss`: of its latest epoch;
-            - `mean_margin`, in [−1, 1], and `mean_error`, in [0, √2], over all visits;
-            - `vote`: the label given to most of its neighbours, for 5,000 samples at most.
-
-            −1 or NaN where a value is not known.
-
-        Examples:
-            >>> table = pd.DataFrame(monitor.samples())  # doctest: +SKIP
-        """
-        return self._run.table.columns()
 
     @property
     def log_dir(self) -> Path | None:

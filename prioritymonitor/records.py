@@ -233,6 +233,9 @@ class Phase(Enum):
     CLOSED = "all hooks are off"
 
 
+MOST_VOTES = 5_000
+"""Samples that neighbours vote on, of a larger data set."""
+
 MOST_NOISE = 0.9
 """Noise rate above which labels look wrong because little has been learnt yet."""
 

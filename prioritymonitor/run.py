@@ -223,7 +223,7 @@ class Run:
         if self.judge is not None:
             self.expected_steps = self.judge.count_steps(self.expected_steps)
         keeper = self.judge.keeper if self.judge is not None else None
-        record["validation"] = self.validation.end_epoch(keeper, steps)
+        record |= self.validation.end_epoch(keeper, steps)
         had_stopped = self.decision.stop
         decision = self._judge(record)
         record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}

@@ -110,6 +110,7 @@ def _decision(state: dict[str, Any]) -> Decision:
         epoch=exactly(state["epoch"], int),
         best_epoch=exactly(state["best_epoch"], int, NoneType),
         message=exactly(state["message"], str),
+        peak_epoch=exactly(state["peak_epoch"], int, NoneType),
     )
 
 

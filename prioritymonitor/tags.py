@@ -160,6 +160,7 @@ EPOCH_TAGS = (
         "[0, 1]",
         "share of the given labels of `validation=` that the averaged weights predict",
     ),
+    Tag("validation_samples", "samples", "≥ 1", "how many labels that is the share of"),
     Tag("best_epoch", "", "≥ 1", "whose weights `restore_best()` would give"),
     Tag("stop", "", "0 or 1", "1 once training should end"),
 )

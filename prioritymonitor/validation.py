@@ -8,6 +8,7 @@ from .capture.held_out import HeldOut
 from .capture.loader.first_samples import UnusableError
 from .capture.stopwatch import Stopwatch
 from .errors import contained, described, may_pass
+from .records import Record
 from .report.log import Log
 from .report.sinks import Sinks
 from .stopping.kept_weights import WeightKeeper
@@ -33,29 +34,31 @@ class Validation:
         self._reports = reports
         self._log = log
 
-    def end_epoch(self, keeper: WeightKeeper | None, steps: int) -> float | None:
-        """The share of the held-out labels that is predicted.
+    def end_epoch(self, keeper: WeightKeeper | None, steps: int) -> Record:
+        """The share of the held-out labels that is predicted, and their number.
 
         Args:
             keeper: Has the weights; None: they are as the optimizer left them.
             steps: Number of optimizer steps made.
 
         Returns:
-            None where it is not known, as after the stop, which ends the average of the weights.
+            Part of the epoch's record; empty where it is not known, as after the stop, which ends
+            the average of the weights.
         """
         weights = keeper.weights if keeper is not None else {}
         if self._held_out is None or weights is None:
-            return None
-        accuracy: float | None = None
+            return {}
+        record: Record = {}
         began = self._stopwatch.read()
         try:
             with contained(self._failed):
-                accuracy = self._held_out.accuracy(weights)
+                share, count = self._held_out.tried(weights)
+                record = {"validation": share, "validation_samples": count}
         finally:
             seconds = self._stopwatch.leave_out_since(began)
-        if accuracy is not None:
+        if record:
             self._reports.step({"validation_seconds": seconds}, steps, time.time())
-        return accuracy
+        return record
 
     def _failed(self, error: Exception) -> None:
         if may_pass(error):

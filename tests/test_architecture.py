@@ -18,6 +18,7 @@ LAYERS = [
     {"arguments"},
     {"attached", "judge", "state", "steps", "validation"},
     {"run"},
+    {"readings"},
     {"monitor"},
     {"__init__"},
     {"integrations", "demo"},

@@ -108,11 +108,12 @@ def first_epoch(case: Case, *, votes: bool) -> tuple[float, float]:
 
 def largest_votes(samples: int) -> dict[str, float]:
     """Seconds and memory of the votes in the better of two representations."""
-    from prioritymonitor.samples.first_visits import MOST_ASKED, MOST_CANDIDATES
+    from prioritymonitor.records import MOST_VOTES
+    from prioritymonitor.samples.first_visits import MOST_CANDIDATES
     from prioritymonitor.samples.neighbours import best_votes
 
     torch.set_num_threads(1)
-    candidates, asked = min(samples, MOST_CANDIDATES), min(samples, MOST_ASKED)
+    candidates, asked = min(samples, MOST_CANDIDATES), min(samples, MOST_VOTES)
     both = [torch.randn(candidates, NUMBERS) for _ in range(2)]
     label = torch.randint(10, (candidates,))
     best_votes([one[:500] for one in both], label[:500], torch.arange(100))

@@ -48,11 +48,14 @@ class HeldOut:
         self._criterion = Criterion(criterion) if criterion is not None else None
         self._logits_at = logits_at
 
-    def accuracy(self, weights: dict[str, Tensor]) -> float:
-        """The share of the given labels that is predicted, in [0, 1].
+    def tried(self, weights: dict[str, Tensor]) -> tuple[float, int]:
+        """How well the given labels are predicted.
 
         Args:
             weights: Parameters and buffers by their name in the model; it has its own for the rest.
+
+        Returns:
+            The share of them that is predicted, in [0, 1], and their number.
 
         Raises:
             UnusableError: The samples can't be judged, or the model can't be called with them.
@@ -71,7 +74,7 @@ class HeldOut:
         right, count = tally.tolist()
         if count == 0:
             raise UnusableError("none of its labels is one of the model's classes")
-        return float(right / count)
+        return right / count, count
 
     def _values(self, module: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Copies of all that a forward pass may write to, by name in the module.

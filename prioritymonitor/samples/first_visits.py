@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import exactly
-from ..records import REPRESENTATION, TargetKind, Visits
+from ..records import MOST_VOTES, REPRESENTATION, TargetKind, Visits
 from .history import SampleHistory, like
 from .neighbours import best_votes
 
-MOST_CANDIDATES = 50_000
+MOST_CANDIDATES = 20_000
 """Samples that can be neighbours: a fixed random subset of a larger data set."""
-
-MOST_ASKED = 5_000
-"""Samples that neighbours vote on."""
 
 _ENOUGH, _NEARLY_ALL = 200, 0.9
 """So many candidates must have been visited, or such a share of them if they are few."""
@@ -116,7 +113,7 @@ class FirstVisits:
         (seen,) = torch.where(~scales.isnan().all(1) & (label >= 0))
         if len(seen) >= min(_ENOUGH, _NEARLY_ALL * self._count):
             vectors = self._values[seen.to(self._values.device)].cpu() * scales[seen][:, :, None]
-            asked = _drawn(len(seen), MOST_ASKED)
+            asked = _drawn(len(seen), MOST_VOTES)
             votes = best_votes(vectors.unbind(1), label[seen], asked)
             column = torch.full_like(given_label, -1)
             column[candidates[seen[asked]]] = votes.to(column.dtype)

@@ -22,6 +22,8 @@ ERROR_WIDTH = 0.1
 PRIOR_SAMPLES = 100
 """At the rate of all, added to each pair of classes: a pair with few of its own tells little."""
 
+_SLACK = 1.1
+_LEARNT = 0.75
 _SHARED = 0.5
 """Part of what pair and neighbours say that counts: the error has seen some of it."""
 
@@ -132,23 +134,30 @@ def wrong_label_chance(
     return found
 
 
-def is_plausible(chance: Tensor, given_label: Tensor, vote: Tensor) -> bool:
-    """Whether no more labels are taken to be wrong than can be.
+def is_plausible(chance: Tensor, error: Tensor, backed: Tensor, classes: int) -> bool:
+    """Whether enough is learnt for the chances to mean anything.
 
-    Few wrong labels have most of their neighbours behind them. So at most about as many are wrong
+    Few wrong labels have most of their neighbours behind them. So about as many are wrong, at most,
     as neighbours vote against; a network that contradicts more has not learnt much yet. Without
-    votes, 90 % are too many.
+    votes, what it does not contradict must be learnt: half of these errors are below three quarters
+    of what an untrained network errs. In any case, 90 % wrong labels are too many.
 
     Args:
         chance: How likely each label is wrong, `[n]`; NaN where it is not known.
-        given_label: Integers `[n]`.
-        vote: What the neighbours say, integers `[n]`; −1 where they were not asked.
+        error: Mean over visits of `||p − y||`, `[n]`.
+        backed: 1 where the neighbours vote for the given label, 0 where against it, NaN where they
+            were not asked, `[n]`.
+        classes: How many there are.
     """
-    named = (chance[~chance.isnan()] > 0.5).double().mean()
-    asked = vote >= 0
-    if not asked.any():
-        return bool(named < MOST_NOISE)
-    return bool(named <= (vote != given_label)[asked].double().mean())
+    is_named = chance > 0.5
+    named = is_named[~chance.isnan()].double().mean()
+    if not named < MOST_NOISE:
+        return False
+    against = 1 - backed.double().nanmean()
+    if against.isnan():
+        others = error[~is_named & ~chance.isnan()]
+        return bool(others.median() < _LEARNT * _untrained_error(classes))
+    return bool(named <= _SLACK * against)
 
 
 def _of_pairs(chance: Tensor, pair: Tensor, pairs: int) -> Tensor:
@@ -178,8 +187,12 @@ def chance_at_first_visit(error: Tensor, classes: int) -> Tensor:
 
 
 def _log_odds(error: Tensor, classes: int) -> Tensor:
-    even = EVEN_ERROR * math.sqrt(1 - 1 / max(classes, 2))
-    return (error - even) / ERROR_WIDTH
+    return (error - EVEN_ERROR * _untrained_error(classes)) / ERROR_WIDTH
+
+
+def _untrained_error(classes: int) -> float:
+    """Of a network that gives all classes the same probability."""
+    return math.sqrt(1 - 1 / max(classes, 2))
 
 
 def _logit(rate: Tensor) -> Tensor:

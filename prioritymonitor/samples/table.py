@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..records import Columns, EpochOfSamples, Suspect, Visits
 from .first_visits import FirstVisits
+from .going_on import why_not_go_on
 from .history import SampleHistory, like
 from .noisiness import chance_at_first_visit, is_plausible, noisy_part, wrong_label_chance
 
@@ -110,7 +112,11 @@ class SampleTable:
         chance = wrong_label_chance(
             past.mean_error, past.given_label, past.rival, vote, self.history.classes
         )
-        if self._is_known or is_plausible(chance, past.given_label, vote):
+        backed = torch.where(vote >= 0, (vote == past.given_label).float(), torch.nan)
+        is_told = self._is_known or is_plausible(
+            chance, past.mean_error, backed, self.history.classes
+        )
+        if is_told:
             self._verdict, self._on_device = Verdict(chance, past.rival), None
 
     @property
@@ -175,6 +181,18 @@ class SampleTable:
             "given_label": self.history.past.given_label[rows].numpy(),
             "predicted_label": verdict.rival[rows].numpy(),
         }
+
+    def clean_indices(self) -> tuple[NDArray[np.int64], list[str]]:
+        """Places of the samples that are no suspects, sorted; none, and why, if that may harm."""
+        verdict = self._verdict
+        if verdict is None:
+            return np.empty(0, np.int64), ["clean_indices() is empty: no label was judged yet"]
+        score = self._weight(verdict)
+        why_not = why_not_go_on(score, self.history.past.given_label, verdict.rival, self._vote())
+        if why_not is not None and not self._is_known:
+            return np.empty(0, np.int64), [f"clean_indices() is empty: {why_not}"]
+        (rows,) = torch.where(~verdict.chance.isnan() & (score <= 0.5))
+        return self.history.index_of(rows).numpy().astype(np.int64), []
 
     def columns(self) -> Columns:
         """One row for each sample followed, in the order of the data set."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..records import EpochOfSamples, Record
+from ..records import MOST_VOTES, EpochOfSamples, Record
 from .reading import Reading, means_of, read_share
 
 AT_STAKE = 0.05
@@ -28,7 +29,9 @@ def read_agreement(history: Sequence[Record], tolerance: float) -> Reading | Non
 
     What a fall is made of are the contradicted labels. Where no label is wrong, a few are, and as
     the network outgrows its neighbours, the agreement falls by some of them: it takes a fall by
-    `tolerance` then. Where many are, it is less, in proportion.
+    `tolerance` then. Where many are, it is less, in proportion, but never less than chance makes of
+    so many samples: a standard error of the difference of two shares. As long as no label could be
+    judged, no fall tells anything.
 
     Args:
         history: The records of the epochs, the first one first.
@@ -40,6 +43,10 @@ def read_agreement(history: Sequence[Record], tolerance: float) -> Reading | Non
     reading = read_share(history, "agreement", "the agreement with the neighbours", tolerance)
     if reading is None:
         return None
-    shares = dict(means_of(history, "contradicted"))
-    at_peak = shares.get(reading.peak, 0.0)
-    return replace(reading, line=reading.line * min(1.0, AT_STAKE / max(at_peak, AT_STAKE)))
+    if all(record["noise_rate"] is None for record in history):
+        return replace(reading, line=math.inf)
+    at_peak = dict(means_of(history, "contradicted")).get(reading.peak, 0.0)
+    by_contradicted = reading.line * min(1.0, AT_STAKE / max(at_peak, AT_STAKE))
+    voted = min(history[-1]["samples_seen"], MOST_VOTES)
+    by_chance = math.sqrt(2 * reading.highest * (1 - reading.highest) / voted)
+    return replace(reading, line=max(by_contradicted, by_chance))

@@ -25,9 +25,9 @@ class Reading:
     highest: float
     """Its value there."""
     fall: float
-    """By how much the curve is lower now."""
+    """By how much both the curve and the last value itself are lower now."""
     line: float
-    """The fall from which on the witness says that noise has taken over."""
+    """The fall from which on the witness says that noise has taken over; infinite before it can."""
 
     @property
     def is_below(self) -> bool:
@@ -56,7 +56,9 @@ def read_share(history: Sequence[Record], key: str, name: str, tolerance: float)
     highest = max(mean for _, mean in means)
     alike = [place for place, (_, mean) in enumerate(means) if mean >= (1 - ALIKE) * highest]
     peak = means[max(alike[-1] - WINDOW // 2, 0)][0]
-    return Reading(name, peak, highest, highest - means[-1][1], tolerance * highest)
+    # A single low epoch is in three means, but not low itself in the next.
+    now = max(means[-1][1], history[-1][key])
+    return Reading(name, peak, highest, highest - now, tolerance * highest)
 
 
 def means_of(history: Sequence[Record], key: str) -> list[tuple[int, float]]:

@@ -11,6 +11,7 @@ from ..records import Decision, Record, StopReason
 from .agreement import read_agreement
 from .priority import read_priority
 from .reading import Reading, means_of
+from .validation import read_validation
 
 Rule = Callable[[Sequence[Record]], Decision]
 """What `stop=` takes."""
@@ -30,8 +31,9 @@ class StopRule:
     neighbours alike. The best epoch is the middle one of the last three whose mean can't be told
     from the highest; while the agreement has not fallen so far, it is the present one.
 
-    Where neighbours can't vote, it takes a fall of the clean priority while ever more predictions
-    change.
+    Held-out labels, if there are any, say stop as well once their mean share is one and a half of
+    its standard errors below its highest; the earlier peak counts. Where neighbours can't vote, it
+    takes a fall of the clean priority while ever more predictions change.
 
     A rule is a function of `GradientMonitor.history()`, from which all of it follows: it remembers
     nothing. Any other function from such a list to a `Decision` may take its place.
@@ -74,9 +76,10 @@ class StopRule:
         """Judge the curves of the witnesses.
 
         Args:
-            history: The records of the epochs, the first one first; not empty. Only `agreement`
-                and `contradicted` are looked at, or without them `priority`, `samples_seen`,
-                `noise_rate`, `initial_loss` and `prediction_changes`.
+            history: The records of the epochs, the first one first; not empty. Only `agreement`,
+                `contradicted`, `validation` and `validation_samples` are looked at, and without an
+                agreement `priority`, `samples_seen`, `noise_rate`, `initial_loss` and
+                `prediction_changes`.
 
         Returns:
             The advice at the end of the last of them.
@@ -99,7 +102,11 @@ class StopRule:
                 f"epoch {best}"
             )
             return replace(decision, stop=True, reason=StopReason.NOISY_DOMINATES, message=message)
-        if not reading.fall > 0:
+        if math.isinf(reading.line):
+            message = (
+                f"not judged yet, by {reading.name}: too little is learnt to tell wrong labels"
+            )
+        elif not reading.fall > 0:
             message = f"clean labels still dominate: {reading.name} still rises"
         elif below:
             message = (
@@ -114,10 +121,11 @@ class StopRule:
         return replace(decision, message=message)
 
     def _read(self, history: Sequence[Record]) -> Reading | None:
-        """The neighbours' vote; where there is none, the priority."""
-        agreement = read_agreement(history, self.tolerance)
-        if agreement is not None:
-            return agreement
+        """The witness that counts: of those below their line the one with the earliest peak."""
+        witnesses = [read_agreement(history, self.tolerance), read_validation(history)]
+        known = [one for one in witnesses if one is not None]
+        if known:
+            return min((one for one in known if one.is_below), key=_peak, default=known[0])
         priority = read_priority(history)
         return None if priority is None else _unless_calm(priority, history)
 
@@ -145,6 +153,10 @@ def _unless_calm(priority: Reading, history: Sequence[Record]) -> Reading:
     changes = [mean for _, mean in means_of(history, "prediction_changes")]
     is_restless = bool(changes) and changes[-1] >= (1 + _RISE) * min(changes)
     return priority if is_restless else replace(priority, line=math.inf)
+
+
+def _peak(reading: Reading) -> int:
+    return reading.peak
 
 
 def _epochs(count: int) -> str:

@@ -161,7 +161,7 @@ def test_other_random_numbers_than_those_of_the_compiled_pass_are_found_out(said
     assert "noise_share" not in run.monitor.latest
     (problem,) = said()
     assert "compile" in problem
-    assert len(run.monitor.suspects(min_score=0)) == 60
+    assert (run.monitor.samples()["visits"] > 0).all()
     run.monitor.close()
 
 

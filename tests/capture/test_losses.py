@@ -362,8 +362,9 @@ def probability_margin(p, y):
 
 def test_a_single_logit_has_two_classes_and_several_labels_have_none():
     *_, (monitor, *_) = train(by_name("binary, logits [B]"), torch.float32)
-    assert {s.given_label for s in monitor.suspects(min_score=0)} == {0, 1}
-    assert all(s.predicted_label in (-1, 1 - s.given_label) for s in monitor.suspects(min_score=0))
+    suspects = monitor.suspects(min_score=0)
+    assert {s.given_label for s in suspects} == {0, 1}
+    assert all(s.predicted_label in (-1, 1 - s.given_label) for s in suspects)
     *_, (monitor, seen, _, _) = train(by_name("multi-label"), torch.float32)
     assert seen.observations[-1].visits.targets is TargetKind.SEVERAL
     assert len(monitor.suspects(min_score=0)) == SAMPLES

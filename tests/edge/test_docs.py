@@ -21,6 +21,7 @@ from prioritymonitor.tags import (
     VALIDATION_TAGS,
 )
 from tests.support.cases import make_data, make_loader, mlp
+from tests.support.histories import history_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "pages"
@@ -129,8 +130,11 @@ def test_the_rule_of_ones_own_works_as_printed(digits):
         F.cross_entropy(model(x), y).backward()
         names["optimizer"].step()
     assert names["monitor"].decision.best_epoch == 1
-    rare = {"noise_rate": 0.01, "samples_seen": 9, "initial_loss": 2.0}
-    fallen = [{"priority": priority, **rare} for priority in (1, 0, 0, 0, 0, 0)]
+    fallen = history_of(
+        priority=[1, *[0] * 7],
+        prediction_changes=[None, 0.2, 0.1, *[0.4] * 5],
+        **{"noise_rate": [0.01] * 8, "samples_seen": [9] * 8, "initial_loss": [2.0] * 8},
+    )
     assert names["rule"](fallen).stop
     assert not names["where_much_is_wrong"](fallen).stop
     names["monitor"].close()

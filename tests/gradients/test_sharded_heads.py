@@ -47,7 +47,7 @@ for _ in range(2):
 print(json.dumps({
     "head": type(model[2].weight).__name__,
     "latest": monitor.latest,
-    "suspects": len(monitor.suspects(min_score=0)),
+    "followed": int((monitor.samples()["visits"] > 0).sum()),
     "reason": monitor.decision.reason.name,
     "told": told,
 }))
@@ -71,7 +71,7 @@ def test_a_head_that_one_rank_holds_is_measured_as_a_plain_one(how, tmp_path):
     plain["latest"].pop("overhead_fraction", None)
     assert sharded["latest"] == pytest.approx(plain["latest"], rel=1e-5, nan_ok=True)
     assert "dominance_ratio" in sharded["latest"]
-    assert sharded["suspects"] == 32
+    assert sharded["followed"] == 32
 
 
 def test_all_parameters_are_left_alone_in_one_line(tmp_path):
@@ -79,7 +79,7 @@ def test_all_parameters_are_left_alone_in_one_line(tmp_path):
     lines = [line for line in found["told"] if "DTensor" in line]
     assert len(lines) == 1
     assert 'use scope="head"' in lines[0]
-    assert found["suspects"] == 32
+    assert found["followed"] == 32
     assert found["reason"] != "FAILED"
     assert "dominance_ratio" not in found["latest"]
 

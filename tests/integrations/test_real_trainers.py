@@ -151,7 +151,7 @@ def test_a_compiled_model_trains_on_and_losses_are_followed():
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
     assert len(monitor.history()) == 2
-    assert len(monitor.suspects(min_score=0)) == 60
+    assert (monitor.samples()["visits"] > 0).all()
     monitor.close()
 
 

@@ -18,6 +18,8 @@ from prioritymonitor import GradientMonitor, StopRule
 from prioritymonitor.report.saved_run import read_run
 from tests.support.cases import make_data, make_loader, mlp
 
+NOISY = make_data(torch.float32).noisy
+
 STEP_TAGS = {
     "dominance_ratio",
     "group_cosine",
@@ -71,7 +73,7 @@ def read(folder):
 
 
 def test_scalars_of_steps_and_epochs_share_one_step_axis(tmp_path):
-    train(3, log_dir=tmp_path).close()
+    train(3, log_dir=tmp_path, noisy=NOISY).close()
     events = read(tmp_path)
     tags = {tag.removeprefix("prioritymonitor/") for tag in events.Tags()["scalars"]}
     assert tags >= STEP_TAGS | EPOCH_TAGS
@@ -146,10 +148,11 @@ def test_events_are_on_disk_after_a_script_that_never_closes(tmp_path):
         import torch, torch.nn.functional as F
         from prioritymonitor import GradientMonitor
         from tests.support.cases import make_data, make_loader, mlp
-        model = mlp()
+        model, data = mlp(), make_data(torch.float32)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        loader = make_loader(make_data(torch.float32), batch_size=10)
-        monitor = GradientMonitor(model, optimizer, loader, log_dir={str(tmp_path)!r}, every=1)
+        loader = make_loader(data, batch_size=10)
+        options = {{"log_dir": {str(tmp_path)!r}, "every": 1, "noisy": data.noisy}}
+        monitor = GradientMonitor(model, optimizer, loader, **options)
         for _ in range(2):
             for x, y, _ in loader:
                 optimizer.zero_grad()
@@ -169,12 +172,19 @@ def test_events_are_on_disk_after_a_script_that_never_closes(tmp_path):
 
 def test_one_info_line_per_epoch(caplog):
     caplog.set_level(logging.INFO, logger="prioritymonitor")
-    train(3).close()
+    train(3, noisy=NOISY).close()
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3
     assert all(line.startswith(f"epoch {number} ") for number, line in enumerate(lines, 1))
     assert "clean priority" in lines[0]
     assert "noise rate" in lines[0]
+
+
+def test_before_much_is_learnt_the_line_of_an_epoch_tells_no_noise_rate(caplog):
+    caplog.set_level(logging.INFO, logger="prioritymonitor")
+    train(1).close()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "noise rate" not in line
 
 
 def test_resuming_hides_what_the_interrupted_run_wrote_later(tmp_path):
@@ -215,10 +225,11 @@ def test_a_run_killed_after_its_state_was_taken_loses_no_step_before(tmp_path):
     script = f"""
         import itertools, os, signal, time
         from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
-        from tests.report.test_reporting import attached, train_on
+        from tests.report.test_reporting import NOISY, attached, train_on
         write = LocalFileSystem._write
         LocalFileSystem._write = lambda *given: (time.sleep(0.05), write(*given))
-        monitor, model, optimizer, loader = attached(log_dir={str(tmp_path)!r}, every=1)
+        options = {{"log_dir": {str(tmp_path)!r}, "every": 1, "noisy": NOISY}}
+        monitor, model, optimizer, loader = attached(**options)
         train_on(model, optimizer, loader, 1)
         for batch in itertools.islice(loader, 4):
             train_on(model, optimizer, [batch], 1)

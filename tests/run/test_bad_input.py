@@ -224,7 +224,7 @@ def test_a_head_that_does_not_give_the_logits_turns_its_statistics_off(named, sa
     assert len(said()) == 1
     assert "Statistics of the head are off" in said()[0]
     assert set(monitor.latest) == {"batch_loss", "overhead_fraction"}
-    assert len(monitor.suspects(min_score=0)) == N
+    assert (monitor.samples()["visits"] > 0).all()
     assert len(monitor.history()) == 2
     monitor.close()
 
@@ -414,7 +414,7 @@ def test_a_default_device_that_holds_no_data_does_not_matter(said):
                 F.cross_entropy(model(x), y).backward()
                 optimizer.step()
     with torch.device("meta"):
-        assert len(monitor.suspects(min_score=0)) == 60
+        assert (monitor.samples()["visits"] > 0).all()
         assert "dominance_ratio" in monitor.latest
         monitor.close()
     assert not said()

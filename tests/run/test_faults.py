@@ -53,7 +53,7 @@ def test_an_out_of_memory_in_the_statistics_costs_one_step(monkeypatch, said):
     run.train(2)
     assert "dominance_ratio" in monitor.latest
     assert len(monitor.history()) == 2
-    assert len(monitor.suspects(min_score=0)) == 60
+    assert (monitor.samples()["visits"] > 0).all()
     assert [message for message in said() if "a step was not measured" in message] == said()
     monitor.close()
 
@@ -88,6 +88,6 @@ def test_an_average_that_fails_ends_no_measuring(monkeypatch, said):
     monitor = run.watched()
     run.train(3)
     assert len(monitor.history()) == 3
-    assert len(monitor.suspects(min_score=0)) == 60
+    assert (monitor.samples()["visits"] > 0).all()
     assert any("the average of the weights failed" in message for message in said())
     monitor.close()

@@ -82,7 +82,7 @@ def test_identity_lost_within_an_epoch_is_said_in_the_users_names(lost_after, sa
     assert monitor.decision.reason is StopReason.NO_IDENTITY
     assert [m for m in said() if "its sampler does not give integer indices" in m] == said()
     assert len(monitor.history()) >= 1
-    assert len(monitor.suspects(min_score=0)) == 60  # of the first epoch
+    assert (monitor.samples()["visits"] > 0).all()  # in the first epoch
     monitor.close()
 
 
@@ -99,7 +99,7 @@ def stopped(decision):
 
 def test_identity_lost_after_a_stop_takes_nothing_back():
     run = SmallRun()
-    monitor = run.watched(stop=stop_now)
+    monitor = run.watched(stop=stop_now, noisy=make_data(torch.float32).noisy)
     run.train(3)
     assert monitor.should_stop
     decision, suspects = monitor.decision, monitor.suspects()

@@ -1,5 +1,7 @@
 """The public names of a monitor, as users call them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,15 +39,16 @@ def train_epoch(model, optimizer, loader):
 
 
 def test_the_table_of_samples_has_a_row_for_each_in_the_order_of_the_data_set():
-    monitor, data = trained(3)
+    monitor, data = trained(12)
     table = monitor.samples()
     assert tuple(table) == COLUMNS
     assert {len(column) for column in table.values()} == {60}
     assert all(isinstance(column, np.ndarray) for column in table.values())
     assert table["index"].tolist() == list(range(60))
-    assert table["visits"].tolist() == [3] * 60
+    assert table["visits"].tolist() == [12] * 60
     assert table["given_label"].tolist() == data.given.tolist()
     assert set(table["vote"]) <= set(table["given_label"])
+    assert not np.isnan(table["score"]).any()
     by_index = {suspect.index: suspect for suspect in monitor.suspects(min_score=0)}
     for place, score, label in zip(
         table["index"], table["score"], table["predicted_label"], strict=True
@@ -75,7 +78,7 @@ def test_without_a_loader_there_are_no_samples_and_the_decision_says_why():
 
 
 def test_suspects_are_those_above_a_score_and_no_more_than_asked_for():
-    monitor, _ = trained(3)
+    monitor, _ = trained(12)
     everyone = monitor.suspects(min_score=0)
     assert len(everyone) == 60
     assert monitor.suspects() == [suspect for suspect in everyone if suspect.score > 0.5]
@@ -100,7 +103,9 @@ def test_suspects_refuses_nonsense(arguments, error, named):
 
 
 def test_the_records_of_all_epochs_have_the_same_keys_also_after_the_stop():
-    monitor, _ = trained(12, stop=StopRule(patience=1, tolerance=0.0))
+    monitor, _ = trained(
+        12, stop=lambda history: replace(StopRule()(history), stop=len(history) == 8)
+    )
     assert monitor.should_stop
     history = monitor.history()
     assert len(history) == 12
@@ -129,6 +134,21 @@ def test_any_function_of_the_history_may_decide():
     assert asked == [[1], [1, 2], [1, 2, 3]]
     assert monitor.decision == Decision(True, StopReason.NOISY_DOMINATES, 3, 2, "so")
     assert monitor.restore_best() == monitor.best_epoch == 2
+
+
+def test_a_rule_may_name_an_epoch_that_may_be_the_best_and_get_its_weights_later():
+    """As `peak_epoch`, while the present epoch's weights are those that would be restored."""
+
+    def rule(history):
+        now = len(history)
+        best = now if now < 6 else 3
+        return Decision(False, StopReason.CLEAN_DOMINATES, now, best, "so", min(now, 3))
+
+    monitor, _ = trained(5, stop=rule)
+    assert monitor.best_epoch == monitor.restore_best() == 5
+    monitor, _ = trained(6, stop=rule)
+    assert monitor.best_epoch == monitor.restore_best() == 3
+    assert monitor.decision.message == "so"
 
 
 def test_a_rule_that_names_an_epoch_too_late_gets_the_weights_there_are():

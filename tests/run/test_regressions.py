@@ -119,7 +119,8 @@ def test_many_classes_that_are_not_learnt_yet_are_no_noise():
         for x, y, _ in loader:
             step(model, optimizer, x, y)
     assert not monitor.should_stop
-    assert monitor.decision.reason is StopReason.TOO_EARLY
+    assert monitor.suspects() == []
+    assert math.isnan(monitor.noise_rate)
     monitor.close()
 
 
@@ -180,7 +181,7 @@ def test_a_closure_that_cuts_a_batch_in_pieces_keeps_all_of_them():
                 F.cross_entropy(model(part), labels).backward()
 
         optimizer.step(closure)
-    assert len(monitor.suspects(min_score=0)) == 60
+    assert (monitor.samples()["visits"] > 0).all()
     monitor.close()
 
 

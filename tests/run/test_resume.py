@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from prioritymonitor import ArgumentValueError, GradientMonitor
 from tests.capture.test_no_disturbance import assert_identical
-from tests.stopping.test_priority import separable
 from tests.support.cases import make_data, make_loader
+from tests.support.separable import separable
 
 
 class Run:
@@ -104,7 +104,7 @@ def uninterrupted(tmp_path_factory):
     return run.outcome()
 
 
-@pytest.mark.parametrize("where", [(3, 0), (6, 7), (9, 19)], ids=str)
+@pytest.mark.parametrize("where", [(1, 0), (3, 0), (6, 7), (9, 19)], ids=str)
 def test_a_resumed_run_ends_as_the_uninterrupted_one(where, uninterrupted, tmp_path):
     assert_identical(run_to_the_stop(where, tmp_path).outcome(), uninterrupted)
 

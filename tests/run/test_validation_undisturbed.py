@@ -173,7 +173,7 @@ def fit(validation, epochs=3, model=None, **options):
     monitor = run.watched(validation=validation, **options)
     run.train(epochs)
     assert len(monitor.history()) == epochs
-    assert len(monitor.suspects(min_score=0)) == 60
+    assert (monitor.samples()["visits"] > 0).all()
     assert monitor.restore_best() == monitor.best_epoch
     monitor.close()
     return values(monitor)
@@ -253,7 +253,7 @@ def test_held_out_samples_that_cannot_be_judged_are_said_once(held_out, why, sai
 
 @pytest.mark.parametrize("by", ["the loader", "the model"])
 def test_an_interruption_reaches_the_loop_and_the_monitor_goes_on(by, said):
-    left = [1] if by == "the model" else []
+    left = []
 
     class Interrupting(nn.Module):
         def forward(self, x):
@@ -266,11 +266,14 @@ def test_an_interruption_reaches_the_loop_and_the_monitor_goes_on(by, said):
     run.model.append(Interrupting())
     held_out = Broken(KeyboardInterrupt(), times=1 if by == "the loader" else 0)
     monitor = run.watched(validation=held_out)
+    if by == "the model":
+        run.train()  # the neighbours' votes take passes in evaluation mode too, in the first epoch
+        left.append(1)
     with pytest.raises(KeyboardInterrupt):
         run.train()
     assert all(module.training for module in run.model.modules())
     assert torch.is_grad_enabled()
-    run.train(2)
+    run.train(1 if by == "the model" else 2)
     assert None not in values(monitor)
     assert monitor.samples()["visits"].tolist() == [3] * 60
     assert said() == []

@@ -1,75 +1,27 @@
-"""How likely a label is wrong, and the suspects and groups that follow from it."""
+"""The suspects of a training run, and the groups that follow from them."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from prioritymonitor.samples.noisiness import chance_at_first_visit, wrong_label_chance
-from prioritymonitor.stopping.kept_weights import AVERAGE_LAG
-from tests.stopping.test_priority import watched
+from prioritymonitor import GradientMonitor
+from prioritymonitor.samples.noisiness import (
+    chance_at_first_visit,
+    is_plausible,
+    wrong_label_chance,
+)
 from tests.support.observed import observing
+from tests.support.separable import watched
 
 
-def test_a_label_is_a_suspect_from_a_mean_error_of_nine_tenths_on():
-    error = torch.tensor([0.0, 0.8, 0.9, 1.0, 2**0.5, torch.nan])
-    chance = chance_at_first_visit(error)
-    assert chance.tolist() == pytest.approx([0, 1 / (1 + math.e), 0.5, 0.731, 1, 0.5], abs=0.01)
-    pairs = torch.arange(6), torch.arange(6) + 1  # with one sample each, none tells anything
-    found = wrong_label_chance(error, *pairs)
-    torch.testing.assert_close(found[:5], chance[:5], atol=0.01, rtol=0)
-    assert found[5].isnan()
-
-
-def test_where_two_classes_were_confused_it_takes_less_to_be_wrong():
-    """Twenty labels are as doubtful as twenty others, but many like them are clearly wrong."""
-    given, rival = torch.full((2000,), 3), torch.full((2000,), 5)
-    rival[1000:] = 7
-    error = torch.full((2000,), 0.1)
-    error[:500] = 1.2
-    error[500:520] = error[1500:1520] = 0.87
-    chance = wrong_label_chance(error, given, rival)
-    assert (chance[500:520] > 0.5).all()
-    assert (chance[1500:1520] < 0.3).all()
-    assert chance[600:1000].max() < 0.01 < 0.9 < chance[:500].min()
-
-
-def test_samples_with_several_labels_have_no_pair():
-    torch.manual_seed(0)
-    error, none = torch.rand(300) * 2**0.5, torch.full((300,), -1)
-    chance = wrong_label_chance(error, none, none)
-    torch.testing.assert_close(chance, chance_at_first_visit(error))
-
-
-def test_the_chances_are_those_of_the_definition():
-    torch.manual_seed(0)
-    error = torch.rand(600).double() * 2**0.5
-    given, rival = torch.randint(0, 3, (600,)), torch.randint(0, 4, (600,))
-    error[given == rival] = torch.nan
-    error[(given == 0) & (rival == 1)] += 0.2
-    pairs = {(a, b): (given == a) & (rival == b) for a in range(3) for b in range(4) if a != b}
-    seen = ~error.isnan()
-    log_odds = (error - 0.9) / 0.1
-    chance = log_odds.sigmoid()
-    for _ in range(100):
-        rate, before = chance[seen].mean(), chance.clone()
-        for members in pairs.values():
-            own = (before[members].sum() + 100 * rate) / (members.sum() + 100)
-            chance[members] = (log_odds[members] + (own.logit() - rate.logit()) / 2).sigmoid()
-    found = wrong_label_chance(error, given, rival)
-    torch.testing.assert_close(found, chance, atol=1e-4, rtol=0, equal_nan=True)
-
-
-def test_no_sample_visited_leaves_every_label_open():
-    none = torch.full((3,), -1)
-    assert wrong_label_chance(torch.full((3,), torch.nan), none, none).isnan().all()
-
-
-def test_suspects_are_judged_by_all_visits_up_to_the_kept_weights():
+def test_suspects_are_judged_by_all_visits_up_to_the_best_epoch():
     data, model, optimizer, loader, monitor = watched()
     errors, rival, expected = torch.zeros(400), torch.zeros(400, dtype=torch.int64), None
-    for epoch in range(1, 41):
+    for epoch in range(1, 31):
         for x, y, index in loader:
             optimizer.zero_grad()
             logits = model(x)
@@ -78,9 +30,11 @@ def test_suspects_are_judged_by_all_visits_up_to_the_kept_weights():
             errors[index] += (logits.detach().softmax(1) - onehot).norm(dim=1)
             rival[index] = logits.detach().masked_fill(onehot.bool(), -torch.inf).argmax(1)
             optimizer.step()
-        if epoch - AVERAGE_LAG <= monitor.best_epoch <= epoch:
-            expected = wrong_label_chance(errors / epoch, data.given, rival)
-    assert monitor.best_epoch < 40
+        if monitor.decision.peak_epoch >= epoch - 1:
+            vote = torch.from_numpy(monitor.samples()["vote"])
+            chance = wrong_label_chance(errors / epoch, data.given, rival, vote, 5)
+            expected = chance if is_plausible(chance, data.given, vote) else expected
+    assert monitor.best_epoch < 20
     score = torch.empty(400)
     for suspect in monitor.suspects(min_score=0):
         score[suspect.index] = suspect.score
@@ -90,9 +44,9 @@ def test_suspects_are_judged_by_all_visits_up_to_the_kept_weights():
 
 
 def test_the_groups_of_a_step_are_those_of_the_suspects():
-    """At a sample's first visit they come from the error of that visit."""
+    """Before there are any, they come from the error of each visit."""
     _, model, optimizer, loader, monitor = watched(every=1)
-    for epoch in range(2):
+    for _ in range(4):
         score = {suspect.index: suspect.score for suspect in monitor.suspects(min_score=0)}
         with observing() as seen:
             for x, y, _ in loader:
@@ -102,7 +56,132 @@ def test_the_groups_of_a_step_are_those_of_the_suspects():
         for step, weight in zip(seen.steps, seen.weights, strict=True):
             (visits,) = (one.visits for one in step.observations)
             past = torch.tensor([score.get(i, torch.nan) for i in visits.index.tolist()])
-            expected = past if epoch else chance_at_first_visit(visits.error)
+            expected = past if score else chance_at_first_visit(visits.error, 5)
             torch.testing.assert_close(weight, expected)
     assert len(score) == 400
     monitor.close()
+
+
+# Before much is learnt
+
+
+def clusters(classes, samples=600, rate=0.2):
+    """Classes that lie apart, a few given labels that are wrong, and the true ones."""
+    generator = torch.Generator().manual_seed(2)
+    true = torch.arange(samples) % classes
+    inputs = torch.randn(samples, 12, generator=generator) + 4 * F.one_hot(true, 12)
+    wrong = torch.rand(samples, generator=generator) < rate
+    return inputs, torch.where(wrong, (true + 1) % classes, true), true
+
+
+class Run:
+    """A small network on them, trained epoch by epoch."""
+
+    def __init__(self, inputs, targets, outputs, **options):
+        self.model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, outputs))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
+        self.loader = DataLoader(TensorDataset(inputs, targets), 20, shuffle=True)
+        self.monitor = GradientMonitor(
+            self.model, self.optimizer, self.loader, stop=None, **options
+        )
+        self._criterion = options.get("criterion", F.cross_entropy)
+
+    def epoch(self, rate, forward=None):
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for x, y in self.loader:
+            self.optimizer.zero_grad()
+            self._criterion((forward or self.model)(x), y).backward()
+            self.optimizer.step()
+
+
+def assert_nothing_is_named(monitor):
+    assert monitor.suspects() == monitor.suspects(min_score=0) == []
+    assert math.isnan(monitor.noise_rate)
+    assert monitor.history()[-1]["noise_rate"] is None
+    samples = monitor.samples()
+    assert torch.from_numpy(samples["score"]).isnan().all()
+    assert (samples["predicted_label"] == -1).all()
+
+
+def assert_found(monitor, is_wrong, least=0.9):
+    """Most of the suspects are wrong labels, and most of those are suspects."""
+    found = torch.zeros(len(is_wrong), dtype=torch.bool)
+    found[[suspect.index for suspect in monitor.suspects()]] = True
+    both = (found & is_wrong).sum()
+    assert both / found.sum() > least, f"{both} of {found.sum()} that are named are wrong"
+    assert both / is_wrong.sum() > least, f"{both} of {is_wrong.sum()} that are wrong are named"
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_an_untrained_network_names_nothing(classes):
+    inputs, given, _ = clusters(classes)
+    run = Run(inputs, given, classes)
+    with run.monitor as monitor:
+        for _ in range(3):
+            run.epoch(rate=0.0)
+            assert_nothing_is_named(monitor)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_an_untrained_network_whose_samples_have_no_neighbours_names_nothing(classes):
+    """Nobody votes where only parts of the model are called, never the model itself."""
+    inputs, given, _ = clusters(classes)
+    run = Run(inputs, given, classes, criterion=nn.CrossEntropyLoss())
+    with run.monitor as monitor:
+        for _ in range(2):
+            run.epoch(rate=0.0, forward=lambda x: run.model[2](run.model[1](run.model[0](x))))
+            assert (monitor.samples()["vote"] == -1).all()
+            assert_nothing_is_named(monitor)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_a_slow_network_names_nothing_until_it_has_learnt_and_the_wrong_labels_then(classes):
+    inputs, given, true = clusters(classes)
+    run = Run(inputs, given, classes)
+    with run.monitor as monitor:
+        for _ in range(5):
+            run.epoch(rate=1e-6)
+            assert_nothing_is_named(monitor)
+        for _ in range(12):
+            run.epoch(rate=0.01)
+        assert_found(monitor, given != true, least=0.85)
+        assert abs(monitor.noise_rate - 0.2) < 0.04
+
+
+@pytest.mark.parametrize("known", ["noisy", "true_labels"])
+def test_with_known_noise_there_is_a_verdict_at_once(known):
+    inputs, given, true = clusters(3)
+    run = Run(inputs, given, 3, **{known: given != true if known == "noisy" else true})
+    with run.monitor as monitor:
+        run.epoch(rate=0.0)
+        assert_found(monitor, given != true, least=0.999)
+        (record,) = monitor.history()
+        assert record["noise_rate"] == pytest.approx((given != true).double().mean().item())
+
+
+# Other targets
+
+
+def test_wrong_labels_of_two_classes_are_found_by_a_single_logit_too():
+    inputs, given, true = clusters(2)
+    criterion = nn.BCEWithLogitsLoss()
+    run = Run(inputs, given.float()[:, None], 1, criterion=criterion)
+    with run.monitor as monitor:
+        for _ in range(8):
+            run.epoch(rate=0.02)
+        assert_found(monitor, given != true)
+
+
+def test_samples_with_several_labels_are_suspects_if_the_labels_are_wrong_on_the_whole():
+    inputs, _, true = clusters(6)
+    labels = torch.stack((true % 2, true // 2 % 2, true // 3), 1).float()
+    wrong = torch.rand(len(true)) < 0.15
+    labels[wrong] = 1 - labels[wrong]
+    criterion = nn.BCEWithLogitsLoss()
+    run = Run(inputs, labels, 3, criterion=criterion)
+    with run.monitor as monitor:
+        run.epoch(rate=0.0)
+        for _ in range(15):
+            run.epoch(rate=0.05)
+        assert_found(monitor, wrong)

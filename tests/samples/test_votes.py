@@ -145,7 +145,7 @@ def test_several_arguments_and_gradient_accumulation(keyword):
 
 def test_of_a_large_data_set_a_fixed_subset_votes_and_is_voted_on(monkeypatch):
     monkeypatch.setattr(first_visits, "MOST_CANDIDATES", 120)
-    monkeypatch.setattr(first_visits, "MOST_ASKED", 70)
+    monkeypatch.setattr(first_visits, "MOST_VOTES", 70)
     inputs, given, true = hidden_classes()
     votes = [votes_of(pretrained(), inputs, given, **{"max_tracked": n}) for n in (None, 200)]
     for some in votes:

@@ -6,11 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from prioritymonitor import GradientMonitor, PriorityMonitorError
-from prioritymonitor.stopping.kept_weights import AVERAGE_LAG, AVERAGED_EPOCHS, WeightKeeper
+from prioritymonitor import (
+    ArgumentValueError,
+    Decision,
+    GradientMonitor,
+    PriorityMonitorError,
+    StopReason,
+    StopRule,
+)
+from prioritymonitor.stopping.kept_weights import AVERAGED_EPOCHS, WeightKeeper
+from tests.capture.test_no_disturbance import assert_identical
 from tests.support.cases import INPUTS, make_data, make_loader, mlp
+from tests.support.separable import watched
 
 
 def with_batch_norm():
@@ -33,37 +41,84 @@ def train(
     return monitor
 
 
-def test_the_average_equals_torchs_averaged_model_with_the_same_decay():
-    model = with_batch_norm()
-    horizon = AVERAGED_EPOCHS * 5
+def each_epoch_is_the_best(history):
+    return Decision(False, StopReason.CLEAN_DOMINATES, len(history), len(history), "so")
 
-    def decayed(averages, currents, count):
-        count = int(count)
-        decay = min(1 - 1 / horizon, (1 + count) / (10 + count))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
-            else:
-                average.copy_(current)
 
-    reference = AveragedModel(model, multi_avg_fn=decayed, use_buffers=True)
+class Oracle:
+    """The running average of a model's weights, and what it was after each epoch."""
 
-    def averaging():
-        with torch.no_grad():
-            reference.update_parameters(model)
+    def __init__(self, model, steps_per_epoch):
+        self._model = model
+        self._decay = 1 - 1 / (AVERAGED_EPOCHS * steps_per_epoch)
+        self._steps = 0
+        self._average = {}
+        self.after = []
 
-    kept = []
-    monitor = train(
-        model,
-        4,
-        after_step=averaging,
-        after_epoch=lambda: kept.append(copy.deepcopy(reference.module.state_dict())),
-    )
-    epoch = monitor.restore_best()
-    # Torch's class starts from the first step's weights, ours from the weights before it.
-    taken = kept[min(epoch + AVERAGE_LAG, 4) - 1]
+    @torch.no_grad()
+    def step(self):
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        for name, current in self._model.state_dict().items():
+            average = self._average.get(name, current)
+            mixes = current.is_floating_point()
+            self._average[name] = decay * average + (1 - decay) * current if mixes else current
+            self._average[name] = self._average[name].clone()
+        self._steps += 1
+
+    def end_epoch(self):
+        self.after.append(dict(self._average))
+
+
+def assert_weights(model, expected):
     for name, tensor in model.state_dict().items():
-        assert torch.allclose(tensor.float(), taken[name].float(), atol=2e-3), name
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_before_the_curve_falls_restoring_gives_the_average_at_the_end_of_the_present_epoch():
+    model = with_batch_norm()
+    oracle = Oracle(model, 5)
+    monitor = train(
+        model, 4, stop=each_epoch_is_the_best, after_step=oracle.step, after_epoch=oracle.end_epoch
+    )
+    assert monitor.restore_best() == 4
+    assert_weights(model, oracle.after[3])
+    monitor.close()
+
+
+def test_restoring_the_weights_of_every_epoch_and_going_on_gives_each_its_own():
+    model = with_batch_norm()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    loader = make_loader(make_data(torch.float32), batch_size=12, shuffle=True)
+    oracle = Oracle(model, 5)
+    with GradientMonitor(model, optimizer, loader, stop=each_epoch_is_the_best) as monitor:
+        for epoch in range(1, 5):
+            for x, y, _ in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                oracle.step()
+            oracle.end_epoch()
+            trained = copy.deepcopy(model.state_dict())
+            assert monitor.restore_best() == monitor.best_epoch == epoch
+            assert_weights(model, oracle.after[-1])
+            model.load_state_dict(trained)
+
+
+def test_once_stopped_the_weights_are_the_average_at_the_end_of_the_named_epoch():
+    _, model, optimizer, loader, monitor = watched(stop=StopRule())
+    oracle = Oracle(model, 20)
+    while not monitor.should_stop:
+        for x, y, _ in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            oracle.step()
+        oracle.end_epoch()
+        assert len(oracle.after) < 60
+    decision = monitor.decision
+    assert decision.best_epoch == decision.peak_epoch < decision.epoch - 2
+    assert monitor.restore_best() == decision.best_epoch
+    assert_weights(model, oracle.after[decision.best_epoch - 1])
     monitor.close()
 
 
@@ -109,32 +164,128 @@ def test_restoring_works_after_close():
     assert monitor.restore_best() == monitor.best_epoch
 
 
-def test_the_weights_of_one_epoch_are_kept():
+def held(epochs, kept=()):
+    """A keeper that has held the weights of so many epochs; weights are the epoch's number.
+
+    Args:
+        epochs: How many.
+        kept: Pairs: in which epoch, which one was to be kept.
+    """
     model = mlp()
     keeper = WeightKeeper(model, averaged=False)
-    assert keeper.epoch is None
-    for epoch in (1, 2, 3):
+    for epoch in range(1, epochs + 1):
         with torch.no_grad():
             model[0].weight.fill_(epoch)
         keeper.end_epoch()
-        if epoch < 3:
-            keeper.keep(epoch)
-    assert keeper.epoch == 2
-    keeper.restore()
-    assert (model[0].weight == 2).all()
+        keeper.hold(epoch)
+        for now, one in kept:
+            if now == epoch:
+                keeper.keep(one)
+    return model, keeper
 
 
-def test_after_the_stop_nothing_is_averaged():
+def test_the_weights_of_the_two_latest_epochs_and_of_the_kept_one_are_held():
+    for epochs, kept, epoch, expected in (
+        (0, (), None, []),
+        (1, (), None, [1]),
+        (5, (), None, [4, 5]),
+        (3, [(3, 2)], 2, [2, 3]),
+        (6, [(3, 2)], 2, [2, 5, 6]),
+        (6, [(3, 2), (6, 5)], 5, [2, 5, 6]),
+        (7, [(3, 2), (6, 5)], 5, [5, 6, 7]),
+        (6, [(3, 2), (6, 3)], 2, [2, 5, 6]),  # the third is held no more
+    ):
+        _, keeper = held(epochs, kept)
+        assert keeper.epoch == epoch
+        assert [one for one in range(10) if keeper.has(one)] == expected
+        assert not keeper.has(None)
+
+
+@pytest.mark.parametrize("epoch", [2, 5, 6])
+def test_each_epoch_that_is_held_can_be_restored(epoch):
+    model, keeper = held(6, [(3, 2)])
+    keeper.restore(epoch)
+    assert (model[0].weight == epoch).all()
+
+
+def test_what_is_held_does_not_change_with_the_model():
+    model = nn.Linear(2, 2)
+    keeper = WeightKeeper(model, averaged=False)
+    before = model.weight.detach().clone()
+    keeper.hold(1)
+    with torch.no_grad():
+        model.weight.zero_()
+    keeper.restore(1)
+    assert torch.equal(model.weight, before)
+
+
+def test_after_the_stop_nothing_is_averaged_and_only_the_kept_weights_are_held():
     model = mlp()
     keeper = WeightKeeper(model, averaged=True)
-    keeper.update(5)
-    keeper.end_epoch()
-    keeper.keep(1)
+    for epoch in (1, 2, 3):
+        keeper.update(5)
+        keeper.end_epoch()
+        keeper.hold(epoch)
+        if epoch == 2:
+            keeper.keep(1)
     keeper.freeze()
     keeper.update(5)
     keeper.end_epoch()
+    keeper.hold(4)
+    keeper.keep(4)
     assert keeper.epoch == 1
+    assert [*keeper.state_dict()["held"]] == [1]
     assert keeper.state_dict()["average"] == {}
+
+
+def test_a_resumed_keeper_holds_and_averages_the_same():
+    def train_one(model, keeper, epoch):
+        for step in range(5):
+            with torch.no_grad():
+                model[0].weight.fill_(epoch + step / 5)
+            keeper.update(5)
+        keeper.end_epoch()
+        keeper.hold(epoch)
+        keeper.keep(min(epoch, 2))
+
+    models = [mlp()]
+    models.append(copy.deepcopy(models[0]))
+    keepers = [WeightKeeper(model, averaged=True) for model in models]
+    for epoch in range(1, 5):
+        train_one(models[0], keepers[0], epoch)
+    keepers[1].load_state_dict(copy.deepcopy(keepers[0].state_dict()))
+    for epoch in (5, 6):
+        for model, keeper in zip(models, keepers, strict=True):
+            train_one(model, keeper, epoch)
+    assert [*keepers[0].state_dict()["held"]] == [2, 5, 6]
+    assert_identical(*(keeper.state_dict() for keeper in keepers))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state.update(held={}), "the kept weights are missing"),
+        (lambda state: state.update(epoch=7), "the kept weights are missing"),
+        (lambda state: state.update(epoch=2.0), "damaged"),
+        (lambda state: state["held"].update({"2": state["held"][2]}), "damaged"),
+        (
+            lambda state: state["held"][2].update({"0.bias": torch.zeros(3)}),
+            r"0\.bias of shape \[3\]",
+        ),
+        (lambda state: state["held"][3].update(new=torch.zeros(3)), "a weight new of shape"),
+        (
+            lambda state: state["held"][2].update({"0.bias": torch.zeros(8, dtype=torch.int64)}),
+            r"0\.bias of shape \[8\] and torch\.int64",
+        ),
+    ],
+)
+def test_a_damaged_state_is_refused(damage, message):
+    _, keeper = held(3, [(3, 2)])
+    state = copy.deepcopy(keeper.state_dict())
+    damage(state)
+    fresh = WeightKeeper(mlp(), averaged=False)
+    with pytest.raises(ArgumentValueError, match=message):
+        fresh.load_state_dict(state)
 
 
 def test_half_precision_weights_are_averaged_in_single_precision():
@@ -181,8 +332,8 @@ def test_an_infinite_buffer_stays_as_it_is():
     for _ in range(3):
         keeper.update(5)
     keeper.end_epoch()
-    keeper.keep(1)
-    keeper.restore()
+    keeper.hold(1)
+    keeper.restore(1)
     assert model.mask.tolist() == [0.0, float("-inf")]
 
 

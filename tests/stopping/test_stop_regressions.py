@@ -108,11 +108,12 @@ def test_a_run_without_classes_is_resumed():
 
 
 def test_a_state_from_before_the_first_epoch_leaves_no_suspects_behind():
-    loader = make_loader(make_data(torch.float32), batch_size=10)
-    fresh = train(loader, mlp(), 0)
+    data = make_data(torch.float32)
+    loader = make_loader(data, batch_size=10)
+    fresh = train(loader, mlp(), 0, noisy=data.noisy)
     state = fresh.state_dict()
     fresh.close()
-    used = train(loader, mlp(), 3, stop=None)
+    used = train(loader, mlp(), 3, stop=None, noisy=data.noisy)
     assert used.suspects(min_score=0)
     used.load_state_dict(state)
     assert used.suspects(min_score=0) == []

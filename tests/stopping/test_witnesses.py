@@ -30,6 +30,14 @@ def test_agreement_is_among_the_samples_with_a_vote_that_the_epoch_visited():
     assert math.isnan(WITNESSES["agreement"](nobody, []))
 
 
+def test_contradicted_are_the_labels_against_which_prediction_and_neighbours_agree():
+    assert WITNESSES["contradicted"](EPOCH, []) == 0.25  # row 2 of rows 0, 1, 2 and 5
+    others = replace(EPOCH, given_label=torch.tensor([1, 0, 2, 0, 0, 0]))
+    assert WITNESSES["contradicted"](others, []) == 0.25  # row 0
+    nobody = replace(EPOCH, vote=torch.full((6,), -1))
+    assert math.isnan(WITNESSES["contradicted"](nobody, []))
+
+
 def test_prediction_changes_are_among_the_samples_visited_now_and_before():
     assert WITNESSES["prediction_changes"](EPOCH, []) == 0.5  # rows 0, 1, 3 and 5
     first = replace(EPOCH, predicted_before=torch.full((6,), -1))
@@ -64,6 +72,9 @@ def test_the_record_of_each_epoch_says_what_the_loop_saw(share):
         asked, both = (now >= 0) & (vote >= 0), (now >= 0) & (earlier >= 0)
         agreement = (now == vote)[asked].double().mean().item()
         assert record["agreement"] == pytest.approx(agreement)
+        contradicted = (now == vote) & (vote != data.given)
+        share = contradicted[asked].double().mean().item()
+        assert record["contradicted"] == pytest.approx(share)
         if both.any():
             changed = (now != earlier)[both].double().mean().item()
             assert record["prediction_changes"] == pytest.approx(changed)

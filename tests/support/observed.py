@@ -21,6 +21,14 @@ class Observed:
         return sum(len(one.visits.given_label) for one in self.observations)
 
 
+def labels_seen(monitor):
+    """Place in the data set -> the label that was seen there, of the samples that were visited."""
+    table = monitor.samples()
+    seen = table["visits"] > 0
+    labels = (table[name][seen].tolist() for name in ("index", "given_label"))
+    return dict(zip(*labels, strict=True))
+
+
 @contextmanager
 def observing():
     """Collects observations and measured steps of all monitors."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.stopping.runs.record import Recording
+from benchmarks.stopping.runs.record import HELD_OUT, Recording
 from benchmarks.stopping.runs.rivals import Choice
 from benchmarks.stopping.runs.settings import Setting
 from prioritymonitor import Decision, StopRule
@@ -53,6 +53,7 @@ def replay(recording: Recording, rule: Rule = _RULE) -> Replay:
         record: Record = dict.fromkeys(RECORD_KEYS) | {"epoch": epoch}
         if validation:
             record["validation"] = validation[epoch * views - 1] / 100
+            record["validation_samples"] = round(len(given) * HELD_OUT / (1 - HELD_OUT))
         judge.step_made(1)
         judge.count_steps(1)
         decision = judge.end_epoch(record, history, decision)

@@ -16,6 +16,7 @@ from torch.utils.data import (
 
 from prioritymonitor import GradientMonitor, StopReason
 from tests.support.cases import INPUTS
+from tests.support.observed import labels_seen
 
 SAMPLES = 53
 
@@ -40,7 +41,7 @@ def train(model, optimizer, x, y):
 
 
 def traced(monitor):
-    return {suspect.index: suspect.given_label for suspect in monitor.suspects(min_score=0)}
+    return labels_seen(monitor)
 
 
 class EvenFirst:
