@@ -16,16 +16,17 @@ from benchmarks.stopping.runs.kept import KEPT
 from benchmarks.stopping.runs.scores import Judged, Outcome, judged_runs
 from benchmarks.stopping.runs.settings import SEEDS
 from benchmarks.stopping.runs.summaries import Row
-from benchmarks.stopping.runs.variants import Variant, Vote
+from benchmarks.stopping.runs.variants import Variant
 from benchmarks.tables import print_table
+from prioritymonitor import StopRule
 
 TOLERANCES = (0.03, 0.04, 0.05, 0.06, 0.08)
 AT_STAKES = (0.025, 0.05, 0.075, 0.1)
 ALIKES = (0.0, 0.003, 0.01)
 
-DEFAULTS = Vote()
+DEFAULTS = Variant()
 
-Found = dict[Vote, dict[str, dict[bool, list[Outcome]]]]
+Found = dict[Variant, dict[str, dict[bool, list[Outcome]]]]
 """By constants, family, and whether labels are wrong."""
 
 
@@ -36,36 +37,40 @@ def main() -> None:
     families = list(dict.fromkeys(run.setting.family for run in runs))
     if len(families) < 2:
         raise SystemExit(f"fewer than two families in {KEPT}: run benchmarks.stopping.grid first")
-    found = {vote: by_family(runs, vote) for vote in candidates()}
+    found = {variant: by_family(runs, variant) for variant in candidates()}
     rows = [row(found, family) for family in families]
     print_table("Leave one family out", list(rows[0]), [list(one.values()) for one in rows])
     tried = {"tolerances": TOLERANCES, "at_stakes": AT_STAKES, "alikes": ALIKES}
     print(write_results("stopping/leave_one_out", tried | {"families": rows}))
 
 
-def candidates() -> list[Vote]:
+def candidates() -> list[Variant]:
     """The defaults first: of equals the first is taken."""
-    grid = [Vote(*constants) for constants in product(TOLERANCES, AT_STAKES, ALIKES)]
+    grid = [
+        Variant(StopRule(tolerance=tolerance), at_stake, alike)
+        for tolerance, at_stake, alike in product(TOLERANCES, AT_STAKES, ALIKES)
+    ]
     return list(dict.fromkeys([DEFAULTS, *grid]))
 
 
-def by_family(runs: Sequence[Judged], vote: Vote) -> dict[str, dict[bool, list[Outcome]]]:
+def by_family(runs: Sequence[Judged], variant: Variant) -> dict[str, dict[bool, list[Outcome]]]:
     """What comes of these constants."""
     found: dict[str, dict[bool, list[Outcome]]] = {}
     for run in runs:
         kinds = found.setdefault(run.setting.family, {True: [], False: []})
-        kinds[run.setting.rate > 0].append(outcome(run, Variant(vote)))
+        kinds[run.setting.rate > 0].append(outcome(run, variant))
     return found
 
 
 def row(found: Found, family: str) -> Row:
     """A family with the constants that it had no part in, and with the defaults."""
     others = [other for other in found[DEFAULTS] if other != family]
-    chosen = min(found, key=lambda vote: fmean(_loss(found[vote][other]) for other in others))
+    chosen = min(found, key=lambda one: fmean(_loss(found[one][other]) for other in others))
+    assert isinstance(chosen.rule, StopRule)
     unseen, default = found[chosen][family], found[DEFAULTS][family]
     return {
         "family": family,
-        "tolerance": chosen.tolerance,
+        "tolerance": chosen.rule.tolerance,
         "at_stake": chosen.at_stake,
         "alike": chosen.alike,
         "noisy_regret": _regret(unseen[True]),

@@ -33,6 +33,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "suspects-bars": suspects.suspects_bars,
     "suspects-ranking": suspects.suspects_ranking,
     "suspects-naming": suspects.suspects_naming,
+    "suspects-retrained": suspects.suspects_retrained,
     "suspects-clean": suspects.suspects_clean,
 }
 

@@ -3,52 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 from benchmarks.stopping.runs.kept import records_of
+from benchmarks.stopping.runs.replay import choice_of
 from benchmarks.stopping.runs.rivals import Choice, Watched, noisy_validation
 from benchmarks.stopping.runs.scores import Judged, validation_of
-from benchmarks.stopping.runs.variants import History, Readings, Variant, Vote
-from prioritymonitor.stopping.reading import WINDOW, Reading
+from benchmarks.stopping.runs.variants import History, constants
+from prioritymonitor import StopRule
+from prioritymonitor.records import Record
+from prioritymonitor.stopping.agreement import read_agreement
+from prioritymonitor.stopping.reading import WINDOW, Reading, read_share
 
 MOST_SAMPLES = 2_000
 """As many held-out samples as the monitor looks at."""
 
+Readings = list[Reading | None]
+"""After each epoch; None where nothing can be said."""
 Join = Callable[[Reading, Reading], Reading]
 """From what the vote and the held-out labels say to what both say."""
 Rule = Callable[[Judged], Choice]
 """A rule on the run without the held-out samples."""
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The accuracy of the averaged weights on held-out samples with their given labels.
+def vote_of(history: History) -> Readings:
+    """What the neighbours' vote says after each epoch."""
+    tolerance = StopRule().tolerance
+    return [read_agreement(history[:now], tolerance) for now in range(1, len(history) + 1)]
 
-    Attributes:
-        samples: How many there are.
+
+def held_out_of(history: History, errors: float, window: int) -> Readings:
+    """What the averaged weights' accuracy on held-out samples says after each epoch.
+
+    Args:
+        history: The records.
         errors: The line, in standard errors of the accuracy.
         window: Epochs over which it is averaged.
     """
+    readings: Readings = []
+    with constants(WINDOW=window, ALIKE=0.0):
+        for now in range(1, len(history) + 1):
+            found = read_share(history[:now], "validation", "", 0.0)
+            assert found is not None
+            count = history[0]["validation_samples"]
+            error = (found.highest * (1 - found.highest) / count) ** 0.5
+            readings.append(replace(found, line=errors * error))
+    return readings
 
-    samples: int
-    errors: float = 1.0
-    window: int = WINDOW
 
-    def __call__(self, history: History) -> Readings:
-        """The peak is the best epoch, or the middle one of the best epochs."""
-        values = [record["validation"] for record in history]
-        ends = range(1, len(values) + 1)
-        windows = [values[max(end - self.window, 0) : end] for end in ends]
-        means = [sum(window) / len(window) for window in windows]
-        readings: Readings = []
-        for end in ends:
-            highest = max(means[:end])
-            peak = max(means.index(highest) - self.window // 2, 0) + 1
-            error = (highest * (1 - highest) / min(self.samples, MOST_SAMPLES)) ** 0.5
-            fall = highest - means[end - 1]
-            readings.append(Reading("", peak, highest, fall, self.errors * error))
-        return readings
+def choose(run: Judged, readings: Readings, at_peak: bool) -> Choice:
+    """Stop as the monitor's rule does, once the line was reached for so many epochs running.
+
+    Args:
+        run: The run.
+        readings: After each epoch.
+        at_peak: Whether the best epoch is the peak before the line is reached, too.
+    """
+    setting, below, end = run.setting, 0, len(readings)
+    for now, found in enumerate(readings, 1):
+        below = below + 1 if found is not None and found.is_below else 0
+        if below >= StopRule().patience:
+            end = now
+            break
+    last = readings[end - 1]
+    best = last.peak if last is not None and (last.is_below or at_peak) else end
+    return Choice(best * setting.views_per_epoch, end, end < setting.epochs)
 
 
 def peak_by(choose: Callable[[int, int], int]) -> Join:
@@ -94,24 +114,25 @@ def joined(
     run: Judged, how: Join, errors: float = 1.0, window: int = WINDOW, at_peak: bool = False
 ) -> Choice:
     """What the vote and the held-out labels say of a run together."""
-
-    def read(history: History) -> Readings:
-        held_out = HeldOut(_samples(run), errors, window)(history)
-        pairs = zip(Vote()(history), held_out, strict=True)
-        return [other if one is None or other is None else how(one, other) for one, other in pairs]
-
-    return Variant(read, at_peak=at_peak)(run.setting, history_of(run))
+    history = history_of(run)
+    pairs = zip(vote_of(history), held_out_of(history, errors, window), strict=True)
+    both = [other if one is None or other is None else how(one, other) for one, other in pairs]
+    return choose(run, both, at_peak)
 
 
-def vote_only(run: Judged, later: int = 0) -> Choice:
-    """The rule as it is without held-out labels."""
-    return Variant(Vote(), later=later)(run.setting, history_of(run))
+def the_rule(run: Judged) -> Choice:
+    """The monitor's, which looks at held-out labels."""
+    return choice_of(run.setting, history_of(run))
+
+
+def vote_only(run: Judged) -> Choice:
+    """The monitor's, without held-out labels."""
+    return choice_of(run.setting, [one | {"validation": None} for one in history_of(run)])
 
 
 def held_out_only(run: Judged, errors: float, window: int = WINDOW) -> Choice:
     """By the held-out labels alone."""
-    read = HeldOut(_samples(run), errors, window)
-    return Variant(read, at_peak=True)(run.setting, history_of(run))
+    return choose(run, held_out_of(history_of(run), errors, window), at_peak=True)
 
 
 def best_epoch(run: Judged, by_loss: bool = False) -> Choice:
@@ -121,17 +142,16 @@ def best_epoch(run: Judged, by_loss: bool = False) -> Choice:
     return noisy_validation(watched, "averaged", patience=None, by_loss=by_loss)
 
 
-def history_of(run: Judged) -> History:
+def history_of(run: Judged) -> list[Record]:
     """Of the run without the held-out samples."""
-    return records_of(run.kept["held_out"]["history"])
-
-
-def _samples(run: Judged) -> int:
-    return int(run.kept["held_out"]["samples"])
+    held_out = run.kept["held_out"]
+    count = {"validation_samples": min(held_out["samples"], MOST_SAMPLES)}
+    return [record | count for record in records_of(held_out["history"])]
 
 
 WITNESSED: dict[str, Rule] = {
     "vote only": vote_only,
+    "the rule": the_rule,
     "held-out only, line 1 standard error": partial(held_out_only, errors=1.0),
     "held-out only, no mean, line 1 standard error": partial(held_out_only, errors=1.0, window=1),
     "best accuracy of the whole run (a rival)": best_epoch,

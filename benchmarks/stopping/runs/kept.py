@@ -20,6 +20,7 @@ from benchmarks.stopping.runs.rivals import signals_of
 from benchmarks.stopping.runs.settings import Setting
 from prioritymonitor.records import Record
 from prioritymonitor.stopping.rule import measure_only
+from prioritymonitor.tags import RECORD_KEYS
 
 KEPT = RESULTS / "stopping" / "runs"
 """A file for each run."""
@@ -70,9 +71,10 @@ def _rounded(values: Sequence[float | None], digits: int = 6) -> list[float | No
 
 
 def records_of(history: dict[str, list[float | None]]) -> list[Record]:
-    """The records of a run, the first epoch first, as a rule takes them."""
+    """The records of a run, the first epoch first, as a rule takes them; None: not kept."""
+    nothing: Record = dict.fromkeys(RECORD_KEYS)
     epochs = zip(*history.values(), strict=True)
-    return [dict(zip(history, values, strict=True)) for values in epochs]
+    return [nothing | dict(zip(history, values, strict=True)) for values in epochs]
 
 
 # On disk

@@ -46,14 +46,14 @@ def draw(runs: Sequence[Judged], folder: Path) -> list[str]:
     noisy = [run for run in runs if run.setting.rate]
     drawn = []
     if noisy:
-        drawn.append(_save(_families(noisy), folder / "stopping_rules.png"))
+        drawn.append(save(_families(noisy), folder / "stopping_rules.png"))
     for run in runs:
         if run.setting == TYPICAL:
-            drawn.append(_save(_curves(run, best_lags(runs)), folder / "stopping_curves.png"))
+            drawn.append(save(_curves(run, best_lags(runs)), folder / "stopping_curves.png"))
     return drawn
 
 
-def _save(figure: Figure, path: Path) -> str:
+def save(figure: Figure, path: Path) -> str:
     """Save with few colours, which makes the file small; rare ones, as of markers, are kept."""
     figure.set_dpi(110)
     canvas = FigureCanvasAgg(figure)

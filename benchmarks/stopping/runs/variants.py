@@ -1,99 +1,30 @@
 """The monitor's rule with one part changed at a time, to see what each part is worth.
 
-A variant reads the history of a run epoch by epoch, and never looks ahead.
+The rule is the monitor's own, with other constants; what replaces it whole is written out here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from benchmarks.stopping.runs.replay import choice_of
 from benchmarks.stopping.runs.rivals import Choice
 from benchmarks.stopping.runs.settings import Setting
-from prioritymonitor import StopRule
+from prioritymonitor import Decision, StopReason, StopRule
 from prioritymonitor.records import Record
-from prioritymonitor.stopping.agreement import AT_STAKE
+from prioritymonitor.stopping import agreement, reading
 from prioritymonitor.stopping.priority import priority_curve, read_priority
-from prioritymonitor.stopping.reading import ALIKE, WINDOW, Reading
+from prioritymonitor.stopping.rule import Rule, measure_only
 
-TOLERANCE = StopRule().tolerance
-PATIENCE = StopRule().patience
-CONSTANT = 1.0
+PLACES = {"AT_STAKE": agreement, "ALIKE": reading, "WINDOW": reading}
+"""Constants of the rule that nobody can pass, and the modules that have them."""
+DEFAULTS: dict[str, float] = {name: getattr(place, name) for name, place in PLACES.items()}
+NEVER = 1.0
 """As many labels are never contradicted: the line stays where the tolerance puts it."""
 
 History = Sequence[Record]
-Readings = list[Reading | None]
-"""After each epoch; None where nothing can be said."""
-
-
-@dataclass(frozen=True)
-class Vote:
-    """The neighbours' vote with its constants open.
-
-    Attributes:
-        tolerance: Share of its highest value that the agreement must have lost.
-        at_stake: Share of contradicted labels above which less is enough.
-        alike: Part of the highest mean within which another can't be told from it.
-        window: Epochs over which the agreement is averaged.
-    """
-
-    tolerance: float = TOLERANCE
-    at_stake: float = AT_STAKE
-    alike: float = ALIKE
-    window: int = WINDOW
-
-    def __call__(self, history: History) -> Readings:
-        """A reading for each epoch; None where neighbours did not vote."""
-        known = [(epoch, one) for epoch, one in enumerate(history, 1) if is_voted(one)]
-        agreement, contradicted = (
-            self._means([one[name] for _, one in known]) for name in ("agreement", "contradicted")
-        )
-        readings: Readings = [None] * len(history)
-        highest = 0.0
-        for last, (epoch, _) in enumerate(known):
-            highest = max(highest, agreement[last])
-            least = (1 - self.alike) * highest
-            top = next(place for place in range(last, -1, -1) if agreement[place] >= least)
-            peak = max(top - self.window // 2, 0)
-            stake = self.at_stake / max(contradicted[peak], self.at_stake)
-            line = self.tolerance * highest * stake
-            fall = highest - agreement[last]
-            readings[epoch - 1] = Reading("", known[peak][0], highest, fall, line)
-        return readings
-
-    def _means(self, values: Sequence[float]) -> list[float]:
-        windows = (values[max(end - self.window, 0) : end] for end in range(1, len(values) + 1))
-        return [sum(window) / len(window) for window in windows]
-
-
-def is_voted(record: Record) -> bool:
-    """Whether neighbours voted in the epoch."""
-    return record["agreement"] is not None
-
-
-def priority_alone(history: History) -> Readings:
-    """The earlier rule: its best epoch is the last within half of the fall that stops."""
-    readings: Readings = []
-    for now in range(1, len(history) + 1):
-        reading = read_priority(history[:now])
-        if reading is not None:
-            curve = priority_curve(history[:now])
-            least = reading.highest - reading.line / 2
-            alike = [epoch for epoch in curve if epoch >= reading.peak and curve[epoch] >= least]
-            reading = replace(reading, peak=alike[-1])
-        readings.append(reading)
-    return readings
-
-
-def joined(history: History) -> Readings:
-    """The vote at a line of 5 %, or at 3 % while the priority says stop."""
-    far, near = (Vote(tolerance, CONSTANT)(history) for tolerance in (0.05, 0.03))
-    priority = priority_alone(history)
-    return [
-        one if other is None or not other.is_below else lower
-        for one, lower, other in zip(far, near, priority, strict=True)
-    ]
 
 
 @dataclass(frozen=True)
@@ -101,77 +32,89 @@ class Variant:
     """How the rule differs.
 
     Attributes:
-        read: What is read.
-        patience: Epochs running for which it must have been below the line.
+        rule: What judges the history.
+        at_stake: Share of contradicted labels above which a smaller fall is enough.
+        alike: Part of the highest mean within which another can't be told from it.
+        window: Epochs over which the agreement is averaged.
         later: Epochs after the best one whose averaged weights are taken.
-        at_peak: Whether the best epoch is the peak before the line is reached, too.
     """
 
-    read: Callable[[History], Readings]
-    patience: int = PATIENCE
+    rule: Rule = StopRule()  # noqa: RUF009  # it is frozen
+    at_stake: float = DEFAULTS["AT_STAKE"]
+    alike: float = DEFAULTS["ALIKE"]
+    window: int = int(DEFAULTS["WINDOW"])
     later: int = 0
-    at_peak: bool = False
 
     def __call__(self, setting: Setting, history: History) -> Choice:
         """What it takes for the best epoch, at its stop or at the end."""
-        if not is_voted(history[-1]) and isinstance(self.read, Vote):
-            return choice_of(setting, history)
-        readings = self.read(history)
-        now = self._stop(readings)
-        end = now or len(readings)
-        reading, best = readings[end - 1], end
-        if reading is not None and (reading.is_below or self.at_peak):
-            best = min(reading.peak + self.later, end)
-        stopped = now is not None and now < setting.epochs
-        return Choice(best * setting.views_per_epoch, end, stopped)
-
-    def _stop(self, readings: Readings) -> int | None:
-        """The epoch at whose end it stops; None: never."""
-        below = 0
-        for now, reading in enumerate(readings, 1):
-            below = below + 1 if reading is not None and reading.is_below else 0
-            if below >= self.patience:
-                return now
-        return None
+        with constants(AT_STAKE=self.at_stake, ALIKE=self.alike, WINDOW=self.window):
+            choice = choice_of(setting, history, self.rule)
+        last = choice.spent * setting.views_per_epoch
+        return replace(choice, view=min(choice.view + self.later * setting.views_per_epoch, last))
 
 
-def the_rule(setting: Setting, history: History) -> Choice:
-    """By the monitor's own code."""
-    return choice_of(setting, history)
+@contextmanager
+def constants(**values: float) -> Iterator[None]:
+    """Let constants of the rule have other values for a while."""
+    before = {name: getattr(PLACES[name], name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(PLACES[name], name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(PLACES[name], name, value)
 
 
-def without_neighbours(setting: Setting, history: History) -> Choice:
+def priority_alone(history: History) -> Decision:
+    """The earlier rule: the priority has been 1 % of the initial loss below its peak for 3 epochs.
+
+    Its best epoch is the last within half of that fall.
+    """
+    now, found = len(history), read_priority(history)
+    if found is None:
+        return Decision(False, StopReason.TOO_EARLY, now, now, "")
+    curve = priority_curve(history)
+    least = found.highest - found.line / 2
+    best = max(epoch for epoch in curve if epoch >= found.peak and curve[epoch] >= least)
+    reason = StopReason.NOISY_DOMINATES if found.is_below else StopReason.CLEAN_DOMINATES
+    return Decision(found.is_below, reason, now, best, "")
+
+
+def joined(history: History) -> Decision:
+    """The vote at a line of 5 %, or at 3 % while the priority says stop."""
+    far, near = (StopRule(tolerance=tolerance)(history) for tolerance in (0.05, 0.03))
+    return near if near.stop and priority_alone(history).stop else far
+
+
+def without_neighbours(history: History) -> Decision:
     """What the monitor does where neighbours can't vote: priority and prediction changes."""
-    nothing = dict.fromkeys(("agreement", "contradicted"))
-    return choice_of(setting, [record | nothing for record in history])
+    return StopRule()([record | {"agreement": None} for record in history])
 
 
-def never(history: History) -> Readings:
+def last_epoch(history: History) -> Decision:
     """No stop, the last epoch."""
-    return [None] * len(history)
+    return replace(measure_only(history), best_epoch=len(history))
 
 
-# The line of the priority lasts three epochs by itself.
-_PRIORITY = Variant(priority_alone, patience=1, later=1, at_peak=True)
-
-VARIANTS: dict[str, Callable[[Setting, History], Choice]] = {
-    "the rule": the_rule,
-    "the line at 5 %, whatever is contradicted": Variant(Vote(0.05, CONSTANT)),
-    "the line at 3 %, whatever is contradicted": Variant(Vote(0.03, CONSTANT)),
-    "the priority alone, the rule of earlier versions": _PRIORITY,
-    "priority and prediction changes, no vote": without_neighbours,
-    "the line at 5 %, at 3 % while the priority says stop": Variant(joined),
-    "patience 1": Variant(Vote(), patience=1),
-    "patience 2": Variant(Vote(), patience=2),
-    "tolerance 4 %": Variant(Vote(tolerance=0.04)),
-    "tolerance 8 %": Variant(Vote(tolerance=0.08)),
-    "at stake from 2.5 % on": Variant(Vote(at_stake=0.025)),
-    "at stake from 7.5 % on": Variant(Vote(at_stake=0.075)),
-    "at stake from 10 % on": Variant(Vote(at_stake=0.1)),
-    "weights one epoch later": Variant(Vote(), later=1),
-    "no mean over epochs": Variant(Vote(window=1)),
-    "means over 2 epochs": Variant(Vote(window=2)),
-    "the highest mean itself": Variant(Vote(alike=0.0)),
-    "alike within 1 %": Variant(Vote(alike=0.01)),
-    "no stop, the last weights": Variant(never),
+VARIANTS: dict[str, Variant] = {
+    "the rule": Variant(),
+    "the line at 5 %, whatever is contradicted": Variant(at_stake=NEVER),
+    "the line at 3 %, whatever is contradicted": Variant(StopRule(tolerance=0.03), NEVER),
+    "the priority alone, the rule of earlier versions": Variant(priority_alone, later=1),
+    "priority and prediction changes, no vote": Variant(without_neighbours),
+    "the line at 5 %, at 3 % while the priority says stop": Variant(joined, NEVER),
+    "patience 1": Variant(StopRule(patience=1)),
+    "patience 2": Variant(StopRule(patience=2)),
+    "tolerance 4 %": Variant(StopRule(tolerance=0.04)),
+    "tolerance 8 %": Variant(StopRule(tolerance=0.08)),
+    "at stake from 2.5 % on": Variant(at_stake=0.025),
+    "at stake from 7.5 % on": Variant(at_stake=0.075),
+    "at stake from 10 % on": Variant(at_stake=0.1),
+    "weights one epoch later": Variant(later=1),
+    "no mean over epochs": Variant(window=1),
+    "means over 2 epochs": Variant(window=2),
+    "the highest mean itself": Variant(alike=0.0),
+    "alike within 1 %": Variant(alike=0.01),
+    "no stop, the last weights": Variant(last_epoch),
 }
