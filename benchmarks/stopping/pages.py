@@ -30,6 +30,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "leave-one-out": rule.leave_one_out,
     "validation-witness": rule.validation_witness,
     "stop-runs": runs.stop_runs,
+    "readme-suspects": suspects.readme_suspects,
     "suspects-bars": suspects.suspects_bars,
     "suspects-ranking": suspects.suspects_ranking,
     "suspects-naming": suspects.suspects_naming,

@@ -27,6 +27,18 @@ def suspects_bars() -> str:
     )
 
 
+def readme_suspects() -> str:
+    """A sentence for the front page."""
+    results = read_results("stopping/suspects")
+    kinds = results["stop"]["kinds"]
+    found = {
+        kind: (share(_value(results, part, "monitor", "auroc")), part["runs"])
+        for kind, part in kinds.items()
+    }
+    several = ", ".join(f"{kind} {auroc} ({runs})" for kind, (auroc, runs) in found.items())
+    return f"Wrong labels are ranked with an AUROC, by kind of noise (runs), of: {several}."
+
+
 def suspects_ranking() -> str:
     """AUROC by family, then by kind of noise."""
     results = read_results("stopping/suspects")

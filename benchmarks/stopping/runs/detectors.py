@@ -11,8 +11,6 @@ from itertools import product
 
 import numpy as np
 import torch
-from cleanlab.filter import find_label_issues
-from cleanlab.rank import get_label_quality_scores
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -101,6 +99,10 @@ def confident_learning(
     Returns:
         By kind of weights, raw or averaged, and epoch.
     """
+    # The other detectors do without it.
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
     labels = recording["given"].long().numpy()
     verdicts = {}
     for view, epoch in product(trained, epochs):

@@ -99,9 +99,11 @@ def summarise(runs: Sequence[Judged]) -> dict[str, list[Row]]:
     clean = [run for run in runs if not run.setting.rate]
     ways = [(rule, *way) for rule in lags for way in (("raw", 0), ("averaged", lags[rule]))]
     pattern = [run for run in noisy if is_pattern(run.setting)]
+    people = [run for run in noisy if is_human(run.setting)]
     return {
         "noisy": [_row(some, *way) for way in ways if (some := having(noisy, way[0]))],
         "families": [_family_row(some, lags) for some in _families(noisy)],
+        "people": [_family_row(people, lags)] if people else [],
         "clean": [
             _row(some, *way) | _stops(some, *way) for way in ways if (some := having(clean, way[0]))
         ],
