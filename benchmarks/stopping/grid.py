@@ -1,14 +1,12 @@
-"""Stop rules side by side, on many runs with wrong labels.
+"""Stop rules side by side, on many runs of several families, most of them with wrong labels.
 
-The runs are made once and recorded; then every rule is tried on the recordings.
+The runs are made once and recorded; what is kept of them is enough to try every rule on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
-from dataclasses import asdict
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -16,26 +14,21 @@ import torch
 
 from benchmarks.data.images import add_data_option
 from benchmarks.environment import write_results
-from benchmarks.stopping.runs.cache import CACHE, KEPT, Maker, make_missing, path_of
+from benchmarks.stopping.runs.cache import CACHE, Maker, make_missing
+from benchmarks.stopping.runs.details import details
+from benchmarks.stopping.runs.kept import KEPT, keep_all
 from benchmarks.stopping.runs.pictures import FOLDER, draw
 from benchmarks.stopping.runs.record import record, record_with_validation
-from benchmarks.stopping.runs.scores import (
-    GROUP_COLUMNS,
-    RULES,
-    Judged,
-    Row,
-    judge,
-    record_of,
-    summarise,
-)
+from benchmarks.stopping.runs.scores import Judged, judged_runs
 from benchmarks.stopping.runs.settings import SEEDS, settings
+from benchmarks.stopping.runs.summaries import GROUP_COLUMNS, Row, summarise
 from benchmarks.tables import print_table
 
 PARTS: dict[str, Maker] = {
     "full": record,
     "held-out": record_with_validation,
 }
-_INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
+SCALARS = (str, int, float, type(None))
 
 
 def main() -> None:
@@ -45,76 +38,45 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--report", action="store_true", help="judge what there is; train nothing")
+    parser.add_argument("--anew", action="store_true", help="replay all recordings once more")
     parser.add_argument("--pictures", type=Path, default=FOLDER, help="folder of the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    wanted = settings(options.seeds)
     if not options.report:
-        wanted = product(settings(options.seeds), PARTS)
-        make_missing(wanted, PARTS, options.data, options.cache, options.jobs)
-    runs = judge_all(options.seeds, options.cache)
+        make_missing(product(wanted, PARTS), PARTS, options.data, options.cache, options.jobs)
+    keep_all(wanted, options.cache, options.jobs, options.anew)
+    runs = judged_runs(options.seeds)
     if not runs:
-        raise SystemExit(f"no complete run in {options.cache} or {KEPT}")
-    tables = summarise(runs)
-    report(runs, tables)
-    path = write_results(
-        "stopping/grid", {"runs": len(runs), "group_columns": GROUP_COLUMNS, **tables}
-    )
+        raise SystemExit(f"no run in {options.cache} or {KEPT}")
+    found = tables(runs)
+    report(found)
+    path = write_results("stopping/grid", counts(runs) | found)
     print(f"results: {path}, figures: {', '.join(draw(runs, options.pictures))}")
 
 
-# Judging
-
-
-def judge_all(seeds: int, cache: Path) -> list[Judged]:
-    """All complete runs, from the cache or, where it is gone, from what is kept of them."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    runs = []
-    for setting in settings(seeds):
-        paths = [path_of(cache, setting, part) for part in PARTS]
-        kept = KEPT / f"{setting.name}.json"
-        if all(path.is_file() for path in paths):
-            full, held_out = (torch.load(path, weights_only=True) for path in paths)
-            runs.append(judge(record_of(setting, full, held_out)))
-            kept.write_text(text_of(runs[-1]))
-        elif kept.is_file():
-            runs.append(judge(json.loads(kept.read_text())["record"]))
-    return runs
-
-
-def text_of(run: Judged) -> str:
-    """JSON with a line for each list of numbers and each outcome."""
-    outcomes = {rule: [asdict(one) for one in several] for rule, several in run.outcomes.items()}
-    text = json.dumps({"record": run.record, "outcomes": outcomes}, indent=1)
-    return _INNERMOST.sub(lambda found: " ".join(found.group().split()), text) + "\n"
-
-
-# Tables
-
-
-def report(runs: list[Judged], tables: dict[str, list[Row]]) -> None:
-    noisy = sum(run.setting.rate > 0 for run in runs)
-    titles = {
-        "noisy": f"{noisy} runs with wrong labels; gain and regret in points of clean accuracy",
-        "without_noise": f"{len(runs) - noisy} runs without",
-        "against": "The monitor, averaged weights, minus a rival: difference of gain, ± over runs",
+def counts(runs: Sequence[Judged]) -> dict[str, int | tuple[str, ...]]:
+    """How many runs there are."""
+    return {
+        "runs": len(runs),
+        "noisy_runs": sum(run.setting.rate > 0 for run in runs),
+        "held_out_runs": sum(run.kept["held_out"] is not None for run in runs),
+        "settings": len({(run.setting.family, run.setting.group) for run in runs}),
+        "seeds": len({run.setting.seed for run in runs}),
+        "group_columns": GROUP_COLUMNS,
     }
-    for name, title in titles.items():
-        if tables[name]:
-            rows = [list(row.values()) for row in tables[name]]
-            print_table(title, list(tables[name][0]), rows)
-    if tables["groups"]:
-        report_groups(tables["groups"])
 
 
-def report_groups(rows: list[Row]) -> None:
-    """A line for each group and a column for each rule."""
-    gain, worst = GROUP_COLUMNS.index("mean_gain"), GROUP_COLUMNS.index("worst_gain")
-    lines = [
-        [row["value"], row["runs"]]
-        + [f"{row['rules'][rule][gain]:+.1f} / {row['rules'][rule][worst]:+.1f}" for rule in RULES]
-        for row in rows
-    ]
-    print_table("Averaged weights: gain, mean / worst", ["group", "runs", *RULES], lines)
+def tables(runs: Sequence[Judged]) -> dict[str, list[Row]]:
+    """All that is said of the rules."""
+    return summarise(runs) | details(runs)
+
+
+def report(found: dict[str, list[Row]]) -> None:
+    for title, rows in found.items():
+        if rows:
+            shown = [key for key, value in rows[0].items() if isinstance(value, SCALARS)]
+            print_table(title, shown, [[row[key] for key in shown] for row in rows])
 
 
 if __name__ == "__main__":

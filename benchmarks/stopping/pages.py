@@ -6,27 +6,35 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.stopping.report import runs, stopping, suspects
+from benchmarks.stopping.report import rule, runs, stopping, suspects
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
 BLOCK = re.compile(r"(<!-- begin ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "stopping-counts": stopping.stopping_counts,
     "stopping-rules": stopping.stopping_rules,
+    "stopping-families": stopping.stopping_families,
     "stopping-against": stopping.stopping_against,
     "stopping-clean": stopping.stopping_clean,
-    "stopping-groups": stopping.stopping_groups,
-    "stopping-seeds": stopping.stopping_seeds,
+    "stopping-clean-stops": stopping.stopping_clean_stops,
     "stopping-bars": stopping.stopping_bars,
     "stopping-worst": stopping.stopping_worst,
-    "stopping-short": stopping.stopping_short,
+    "stopping-human": stopping.stopping_human,
+    "stopping-slow": stopping.stopping_slow,
+    "stopping-tuning": stopping.stopping_tuning,
+    "stopping-pattern": stopping.stopping_pattern,
     "readme-rules": stopping.readme_rules,
-    "ablation": runs.ablation,
+    "ablation": rule.ablation,
+    "leave-one-out": rule.leave_one_out,
+    "validation-witness": rule.validation_witness,
     "stop-runs": runs.stop_runs,
+    "readme-suspects": suspects.readme_suspects,
     "suspects-bars": suspects.suspects_bars,
     "suspects-ranking": suspects.suspects_ranking,
     "suspects-naming": suspects.suspects_naming,
+    "suspects-retrained": suspects.suspects_retrained,
     "suspects-clean": suspects.suspects_clean,
 }
 

@@ -66,6 +66,15 @@ def test_coherence_waits_seven_epochs_for_a_lower_minimum():
     assert choose("m-coherence", coherence=rises) == Choice(2, 9, True)
 
 
+def test_the_turning_point_is_where_losses_fall_farthest_apart():
+    assert choose("SELC's turning point", separation=[0.2, 0.6, 0.5]) == Choice(2, 3, False)
+
+
+def test_validation_by_loss_takes_the_lowest_of_the_whole_run():
+    run = Watched(3, 1, {}, {"raw": [1.0, 2.0, 3.0], "raw_loss": [0.5, 0.4, 0.6]})
+    assert VALIDATION["noisy validation by loss"](run, "raw") == Choice(2, 3, False)
+
+
 def test_true_groups_stop_where_noisy_gradients_draw_level():
     ratio = [2.0, 1.2, 1.0, 1.5]
     assert choose("true ratio at most 1", ratio=ratio) == Choice(3, 3, True)
@@ -102,6 +111,7 @@ def recording():
             "index": torch.tensor(order, dtype=torch.int32),
             "predicted": torch.tensor(guess, dtype=torch.int8),
             "alignment": torch.tensor([0.1, 0.2, 0.4, torch.inf], dtype=torch.float16),
+            "loss": torch.tensor([0.1, 0.2, 0.1, 4.0], dtype=torch.float16),
         }
         for order, guess in zip(orders, predicted, strict=True)
     ]

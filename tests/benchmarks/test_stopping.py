@@ -1,5 +1,7 @@
 """From a recording to the verdict on each rule, on runs of a few seconds."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -7,11 +9,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.stopping import stop
 from benchmarks.stopping.runs import record as recording
-from benchmarks.stopping.runs.scores import LAG, MONITOR, judge, record_of
+from benchmarks.stopping.runs.details import details
+from benchmarks.stopping.runs.held_out import WITNESSED
+from benchmarks.stopping.runs.kept import kept_of, records_of, text_of
+from benchmarks.stopping.runs.replay import replay
+from benchmarks.stopping.runs.scores import MONITOR, judge
 from benchmarks.stopping.runs.settings import Setting
+from benchmarks.stopping.runs.summaries import summarise
+from benchmarks.stopping.runs.variants import VARIANTS
 from prioritymonitor import GradientMonitor
 
-SETTING = Setting(data="digits", rate=0.4, epochs=12)
+SETTING = Setting("digits", "digits", rate=0.4, epochs=12)
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +39,39 @@ def test_a_recording_has_as_many_wrong_labels_as_its_setting_says(recorded):
     assert wrong.double().mean() == pytest.approx(SETTING.rate, abs=1e-3)
 
 
-def test_rules_are_judged_by_the_curves_of_the_run(recorded):
-    held_out = recording.record_with_validation(SETTING, None)
-    judged = judge(record_of(SETTING, recorded, held_out))
-    raw, averaged = judged.record["curves"]["raw"], judged.record["curves"]["averaged"]
-    last = judged.of("last epoch", "averaged", 0)
+def test_rules_are_judged_by_what_is_kept_of_the_run(recorded):
+    kept = json.loads(text_of(kept_of(SETTING, recorded, None)))
+    judged = judge(kept)
+    raw, averaged = recorded["raw"], recorded["averaged"]
+    last = judged.of("last epoch")
     assert last.spent == SETTING.epochs
     assert last.gain == pytest.approx(averaged[-1] - max(raw), abs=0.01)
     assert last.regret == pytest.approx(max(averaged) - averaged[-1], abs=0.01)
-    ours = judged.of(MONITOR, "averaged", LAG)
+    assert last.cost == 0
+    decision = replay(recorded).decision
+    ours = judged.of(MONITOR)
+    assert (ours.view, ours.spent) == (decision.best_epoch, decision.epoch)
     assert ours.gain == pytest.approx(averaged[ours.view - 1] - max(raw), abs=0.01)
+    assert VARIANTS["the rule"](SETTING, records_of(kept["history"])).view == ours.view
+
+
+def test_a_run_that_held_nothing_out_is_judged_without_validation(recorded):
+    run = judge(kept_of(SETTING, recorded, None))
+    assert "noisy validation" not in run.outcomes
+    found = summarise([run]) | details([run])
+    assert "noisy validation" not in {row["rule"] for row in found["noisy"]}
+    assert found["pattern"] == []
+    assert found["worst"][0]["rivals"]["noisy validation"] is None
+
+
+def test_a_run_that_held_samples_out_is_judged_beside_the_whole_one(recorded):
+    held_out = recording.record_with_validation(SETTING, None)
+    run = judge(kept_of(SETTING, recorded, held_out))
+    assert run.kept["held_out"]["samples"] == round(0.1 * len(recorded["given"]))
+    chosen = run.of("noisy validation, whole run")
+    accuracy = held_out["averaged"][chosen.view - 1]
+    assert chosen.regret == pytest.approx(max(recorded["averaged"]) - accuracy, abs=0.01)
+    assert {name: rule(run) for name, rule in WITNESSED.items()}.keys() == WITNESSED.keys()
 
 
 def test_the_averaged_weights_of_a_recording_are_those_that_the_monitor_keeps():

@@ -15,11 +15,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    text = f"{value:+.2f}".replace("-", "−")
+    return text if text != "−0.00" else "+0.00"
 
 
 def pair(mean: float, worst: float) -> str:
     return f"{signed(mean)} / {signed(worst)}"
+
+
+def plain(value: float | None) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.2f}".replace("-", "−")
+    return text if text != "−0.00" else "0.00"
+
+
+def plain_pair(mean: float | None, worst: float | None) -> str:
+    return "–" if mean is None else f"{plain(mean)} / {plain(worst)}"
 
 
 def share(value: float | None) -> str:

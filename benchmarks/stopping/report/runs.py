@@ -1,28 +1,9 @@
-"""Tables of the rule's parts and of the two-line loop."""
+"""Table of the two-line loop."""
 
 from __future__ import annotations
 
 from benchmarks.environment import read_results
 from benchmarks.stopping.report.forms import Json, pair, table
-
-
-def ablation() -> str:
-    """The rule with one part changed."""
-    return table(
-        ["", "gain", "regret", "epochs spent", "regret without noise", "stopped without noise"],
-        [
-            [
-                f"**{row['variant']}**" if row["variant"] == "the rule" else row["variant"],
-                pair(row["noisy_mean_gain"], row["noisy_worst_gain"]),
-                f"{row['noisy_mean_regret']:.2f} / {row['noisy_worst_regret']:.2f}",
-                f"{row['noisy_spent']:.0f}",
-                f"{row['clean_mean_regret']:.2f} / {row['clean_worst_regret']:.2f}",
-                f"{row['clean_stopped']:.0%}",
-            ]
-            for row in read_results("stopping/ablation")["variants"]
-        ],
-    )
-
 
 _STOP_COLUMNS = (
     *("wrong labels", "optimizer", "stopped at epoch", "returned", "best raw", "last"),

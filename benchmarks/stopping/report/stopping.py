@@ -2,66 +2,111 @@
 
 from __future__ import annotations
 
-import json
-
 from benchmarks.environment import read_results
-from benchmarks.stopping.report.forms import Json, pair, signed, table
-from benchmarks.stopping.runs.cache import KEPT
+from benchmarks.stopping.report.forms import Json, pair, plain, plain_pair, signed, table
 
 OURS = "prioritymonitor"
-SHOWN = (OURS, "Label Wave, k = 1", "noisy validation", "m-coherence", "last epoch")
-"""The rules of the shorter tables."""
+LAST = "last epoch"
+TOLD = ("true ratio at most 1", "true share at least 1/2")
+"""Rules that are told which labels are wrong."""
+FAMILIES_FIRST = "human labels"
+FEW = 4
+"""Rivals of the shorter tables: so many, the best ones, and the last epoch."""
 
 
-def _runs() -> list[Json]:
-    """What is kept of each run, with the monitor's outcome under averaged weights."""
-    runs = [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
-    for run in runs:
-        outcomes = run["outcomes"][OURS]
-        run["ours"] = next(one for one in outcomes if one["weights"] == "averaged")
-    return runs
+def _results() -> Json:
+    return read_results("stopping/grid")
 
 
 def _averaged(part: str) -> list[Json]:
-    """Rows of a part of the comparison that are about averaged weights."""
-    return [row for row in read_results("stopping/grid")[part] if row["weights"] == "averaged"]
+    """Rows of a part of the comparison that are about averaged weights, the best first."""
+    rows = [row for row in _results()[part] if row["weights"] == "averaged"]
+    return sorted(rows, key=lambda row: -row["mean_gain"])
 
 
 def _name(rule: str) -> str:
     return f"**{rule}**" if rule == OURS else rule
 
 
+def _shown() -> list[str]:
+    """The monitor, the best rivals that anybody could use, and the last epoch."""
+    rivals = [row["rule"] for row in _averaged("noisy")]
+    rivals = [rule for rule in rivals if rule not in (OURS, LAST, *TOLD)]
+    return [OURS, *rivals[:FEW], LAST]
+
+
+def stopping_counts() -> str:
+    """How many runs there are."""
+    found = _results()
+    return (
+        f"{found['runs']} runs of {found['settings']} settings in {len(found['families'])} "
+        f"families, {found['noisy_runs']} of them with wrong labels; noisy validation was trained "
+        f"in {found['held_out_runs']}."
+    )
+
+
 def stopping_rules() -> str:
     """All rules, raw and averaged, on the runs with wrong labels; the best first."""
-    rows = read_results("stopping/grid")["noisy"]
+    rows = _results()["noisy"]
     raw = {row["rule"]: row for row in rows if row["weights"] == "raw"}
     return table(
-        ["rule", "gain, raw weights", "gain, averaged", "regret, averaged", "epochs spent"],
+        ["rule", "runs", "gain, raw weights", "gain, averaged", "regret, averaged", "spent"],
         [
             [
                 _name(row["rule"]),
+                str(row["runs"]),
                 pair(raw[row["rule"]]["mean_gain"], raw[row["rule"]]["worst_gain"]),
                 pair(row["mean_gain"], row["worst_gain"]),
-                f"{row['mean_regret']:.2f} / {row['worst_regret']:.2f}",
+                plain_pair(row["mean_regret"], row["worst_regret"]),
                 f"{row['share_spent']:.0%}",
             ]
-            for row in sorted(_averaged("noisy"), key=lambda row: -row["mean_gain"])
+            for row in _averaged("noisy")
         ],
     )
 
 
+def stopping_families() -> str:
+    """By family: regret and gain of the monitor, of the best epoch and of the best rivals."""
+    gain, regret = (
+        _results()["group_columns"].index(f"mean_{what}") for what in ("gain", "regret")
+    )
+    shown = _shown()
+    return table(
+        ["family", "runs", "best epoch's gain", *map(_name, shown)],
+        [
+            [
+                row["family"],
+                str(row["runs"]),
+                signed(row["ceiling"]),
+                *(_of_family(row, rule, gain, regret) for rule in shown),
+            ]
+            for row in sorted(
+                _results()["families"], key=lambda row: row["family"] != FAMILIES_FIRST
+            )
+        ],
+    )
+
+
+def _of_family(row: Json, rule: str, gain: int, regret: int) -> str:
+    values = row["rules"].get(rule)
+    return "–" if values is None else f"{signed(values[gain])} ({plain(values[regret])})"
+
+
 def stopping_against() -> str:
     """The monitor minus each rival, both with averaged weights."""
+    rows = sorted(_results()["against"], key=lambda row: row["mean_difference"])
     return table(
-        ["rival", "the monitor's gain minus its, points", "better in", "as good or better in"],
+        ["rival", "runs", "gain minus its", "better in", "as good in", "ahead by two errors"],
         [
             [
                 row["rule"],
-                f"{signed(row['mean_difference'])} ± {row['standard_error']:.2f}",
+                str(row["runs"]),
+                f"{signed(row['mean_difference'])} ± {plain(row['standard_error'])}",
                 f"{row['better']:.0%}",
-                f"{row['better_or_equal']:.0%}",
+                f"{row['as_good']:.0%}",
+                "yes" if row["ahead"] else "**no**",
             ]
-            for row in sorted(_averaged("against"), key=lambda row: row["mean_difference"])
+            for row in rows
         ],
     )
 
@@ -69,167 +114,166 @@ def stopping_against() -> str:
 def stopping_clean() -> str:
     """All rules on the runs without noise."""
     return table(
-        ["rule", "gain, averaged weights", "regret, averaged", "stopped", "epochs spent"],
+        ["rule", "regret", "stopped", "what a stop cost, mean / worst", "spent"],
         [
             [
                 _name(row["rule"]),
-                pair(row["mean_gain"], row["worst_gain"]),
-                f"{row['mean_regret']:.2f} / {row['worst_regret']:.2f}",
-                f"{row['wrong_stops']} of {row['runs']}",
+                plain_pair(row["mean_regret"], row["worst_regret"]),
+                f"{row['stops']} of {row['runs']}",
+                plain_pair(row["mean_cost"], row["worst_cost"]),
                 f"{row['share_spent']:.0%}",
             ]
-            for row in sorted(_averaged("without_noise"), key=lambda row: -row["mean_gain"])
+            for row in sorted(_averaged("clean"), key=lambda row: row["mean_regret"])
+            if row["rule"] not in TOLD
         ],
     )
 
 
-def stopping_groups() -> str:
-    """The monitor and a few rivals by what the runs have in common."""
-    groups = read_results("stopping/grid")["groups"]
-    rows = [row for row in groups if row["by"] not in ("setting", "optimizer")]
+def stopping_clean_stops() -> str:
+    """The monitor's stops of runs without noise."""
     return table(
-        ["runs with", "runs", *map(_name, SHOWN)],
+        ["run", "seed", "stopped at", "handed back", "best epoch", "cost", "regret"],
         [
             [
-                f"{row['by']} {row['value']}",
-                str(row["runs"]),
-                *(pair(*row["rules"][rule][:2]) for rule in SHOWN),
+                f"{row['family']}: {row['run']}",
+                str(row["seed"]),
+                f"{row['stopped']} of {row['epochs']}",
+                f"{row['handed_back']:g}",
+                f"{row['best_averaged']:g}",
+                signed(row["cost"]),
+                plain(row["regret"]),
             ]
-            for row in rows
+            for row in sorted(_results()["clean_stops"], key=lambda row: -row["cost"])
         ],
     )
-
-
-def stopping_seeds() -> str:
-    """Mean gain of a few rules seed by seed, on the runs with wrong labels."""
-    runs = [run for run in _runs() if run["record"]["setting"]["rate"]]
-    seeds = sorted({run["record"]["setting"]["seed"] for run in runs})
-    lags = {row["rule"]: row["lag"] for row in _averaged("noisy")}
-    return table(
-        ["mean gain, averaged weights", *(f"seed {seed}" for seed in seeds)],
-        [
-            [_name(rule), *(signed(_mean_gain(runs, seed, rule, lags[rule])) for seed in seeds)]
-            for rule in SHOWN
-        ],
-    )
-
-
-def _mean_gain(runs: list[Json], seed: int, rule: str, lag: int) -> float:
-    gains = [
-        outcome["gain"]
-        for run in runs
-        if run["record"]["setting"]["seed"] == seed
-        for outcome in run["outcomes"][rule]
-        if (outcome["weights"], outcome["lag"]) == ("averaged", lag)
-    ]
-    return float(sum(gains) / len(gains))
 
 
 def stopping_bars() -> str:
     """What was asked for, and what came out."""
-    runs = _runs()
-    ours, clean = (
-        next(row for row in _averaged(part) if row["rule"] == OURS)
-        for part in ("noisy", "without_noise")
-    )
-    rivals = {row["rule"]: row for row in _averaged("against")}
-    as_good = rivals["noisy validation"]["better_or_equal"]
-    nearest = min(rivals, key=lambda rule: rivals[rule]["mean_difference"])
-    noisy = [run for run in runs if run["record"]["setting"]["rate"]]
-    ceiling = sum(run["ours"]["gain"] + run["ours"]["regret"] for run in noisy) / len(noisy)
+    found = _results()
+    ahead = sum(row["ahead"] for row in found["against"])
+    rivals = len(found["against"])
     rows = [
-        ("gain with noise, mean", ours["mean_gain"], 1.0, 1),
-        ("gain with noise, worst", ours["worst_gain"], -1.0, 1),
-        ("regret with noise, mean", ours["mean_regret"], 0.3, -1),
-        ("regret with noise, worst", ours["worst_regret"], 1.5, -1),
-        ("regret without noise, mean", clean["mean_regret"], 0.3, -1),
-        ("regret without noise, worst", clean["worst_regret"], 1.0, -1),
-        (f"gain minus the best rival's ({nearest})", rivals[nearest]["mean_difference"], 0.0, 1),
-        ("as good as noisy validation or better, share", as_good, 2 / 3, 1),
+        [
+            bar["what"],
+            str(bar["runs"]),
+            f"{'≥' if bar['at_least'] else '≤'} {plain(bar['asked'])}",
+            plain(bar["measured"]),
+            "met" if bar["met"] else "**not met**",
+        ]
+        for bar in found["bars"]
     ]
-    rows_and_bars = table(
-        ["what", "asked", "measured", ""],
+    rows.append(
+        [
+            "rivals that it is ahead of by two standard errors",
+            str(found["noisy_runs"]),
+            "all",
+            f"{ahead} of {rivals}",
+            "met" if ahead == rivals else "**not met**",
+        ]
+    )
+    return table(["what", "runs", "asked", "measured", ""], rows)
+
+
+def _runs(part: str, rows: list[Json] | None = None) -> str:
+    """Runs one by one."""
+    found = _results()[part] if rows is None else rows
+    rivals = list(found[0]["rivals"]) if found else []
+    return table(
+        ["run", "seed", "stopped at", "handed back", "best", "gain", "regret"]
+        + [f"regret of {rule}" for rule in rivals],
         [
             [
-                what,
-                f"{'≥' if way > 0 else '≤'} {signed(bar)}",
-                signed(value),
-                "met" if way * (value - bar) >= 0 else "**not met**",
+                row["run"],
+                str(row["seed"]),
+                f"{row['stopped'] or 'never'} of {row['epochs']}",
+                f"{row['handed_back']:g}",
+                f"{row['best_averaged']:g}",
+                signed(row["gain"]),
+                f"**{plain(row['regret'])}**",
+                *(plain(row["rivals"][rule]) for rule in rivals),
             ]
-            for what, value, bar, way in rows
+            for row in found
         ],
-    )
-    return (
-        f"{rows_and_bars}\n\nThe best averaged epoch, chosen on the test labels, is "
-        f"{signed(ceiling)} points above the best raw one in the mean of the {len(noisy)} runs "
-        "with noise: more gain than that no rule can have."
     )
 
 
 def stopping_worst() -> str:
     """The runs with the largest regret."""
-    runs = sorted(_runs(), key=lambda run: -run["ours"]["regret"])[:8]
+    rows = _results()["worst"]
+    return _runs("worst", [row | {"run": f"{row['family']}: {row['run']}"} for row in rows])
+
+
+def stopping_human() -> str:
+    """Labels by people, run by run."""
+    return _runs("human")
+
+
+def stopping_tuning() -> str:
+    """Fine-tuning of pretrained weights, run by run."""
+    return _runs("fine_tuning")
+
+
+def stopping_slow() -> str:
+    """How much of the rise there had been by the stop."""
     return table(
-        ["run", "seed", "regret", "epoch handed back", "best averaged epoch"],
-        [[*_described(run), *_epochs(run)] for run in runs],
-    )
-
-
-def _described(run: Json) -> list[str]:
-    setting = run["record"]["setting"]
-    noise = f"{setting['noise']} {setting['rate']:.0%}" if setting["rate"] else "no noise"
-    parts = [setting["data"], noise, setting["model"], setting["optimizer"]]
-    parts += [setting[key] for key in ("schedule", "extra") if setting[key] not in _USUAL]
-    return [", ".join(parts), str(setting["seed"]), f"{run['ours']['regret']:.2f}"]
-
-
-_USUAL = ("constant", "plain")
-
-
-def _epochs(run: Json) -> list[str]:
-    averaged = run["record"]["curves"]["averaged"]
-    looks = len(averaged) / run["record"]["setting"]["epochs"]
-    best = averaged.index(max(averaged)) + 1
-    return [f"{view / looks:g}" for view in (run["ours"]["view"], best)]
-
-
-def stopping_short() -> str:
-    """Fine-tuning of five epochs."""
-    runs = [run for run in _runs() if run["record"]["setting"]["extra"] == "pretrained"]
-    return table(
+        ["run", "seed", "stopped at", "of the rise by then", "regret", "last epoch's regret"],
         [
-            "run",
-            "seed",
-            "regret",
-            "epoch handed back",
-            "best averaged epoch",
-            "last epoch's regret",
+            [
+                row["run"],
+                str(row["seed"]),
+                f"{row['stopped'] or 'never'} of {row['epochs']}",
+                f"{row['risen']:.0%}",
+                plain(row["regret"]),
+                plain(row["last_regret"]),
+            ]
+            for row in _results()["slow"]
         ],
-        [[*_described(run), *_epochs(run), _last(run)] for run in runs],
     )
 
 
-def _last(run: Json) -> str:
-    averaged = run["record"]["curves"]["averaged"]
-    return f"{max(averaged) - averaged[-1]:.2f}"
+def stopping_pattern() -> str:
+    """Noise that is a pattern, beside noisy validation."""
+    return table(
+        ["rule", "runs", "gain", "regret"],
+        [
+            [
+                _name(row["rule"]),
+                str(row["runs"]),
+                pair(row["mean_gain"], row["worst_gain"]),
+                plain_pair(row["mean_regret"], row["worst_regret"]),
+            ]
+            for row in sorted(_results()["pattern"], key=lambda row: -row["mean_gain"])
+        ],
+    )
 
 
 def readme_rules() -> str:
-    """The short table of the front page."""
-    noisy, clean = (
-        {row["rule"]: row for row in _averaged(part)} for part in ("noisy", "without_noise")
-    )
-    count = [next(iter(rows.values()))["runs"] for rows in (noisy, clean)]
-    columns = ["rule, averaged weights", f"{count[0]} runs with wrong labels", "epochs spent"]
-    return table(
-        [*columns, f"{count[1]} runs without"],
+    """The short table of the front page, labels by people first; and how sure the lead is."""
+    found, shown = _results(), _shown()
+    gain, worst = (found["group_columns"].index(f"{what}_gain") for what in ("mean", "worst"))
+    people = next(iter(found["people"]), {"runs": 0, "rules": {}})
+    noisy = {row["rule"]: row for row in _averaged("noisy")}
+    clean = {row["rule"]: row for row in _averaged("clean")}
+    columns = [
+        f"CIFAR-10 labelled by people, {people['runs']} runs",
+        f"all families, {noisy[OURS]['runs']} runs with wrong labels",
+        f"{clean[OURS]['runs']} runs without",
+    ]
+    rows = [
         [
-            [
-                _name(rule),
-                pair(noisy[rule]["mean_gain"], noisy[rule]["worst_gain"]),
-                f"{noisy[rule]['share_spent']:.0%}",
-                pair(clean[rule]["mean_gain"], clean[rule]["worst_gain"]),
-            ]
-            for rule in sorted(SHOWN, key=lambda rule: -noisy[rule]["mean_gain"])
-        ],
+            _name(rule),
+            pair(values[gain], values[worst]) if (values := people["rules"].get(rule)) else "–",
+            pair(noisy[rule]["mean_gain"], noisy[rule]["worst_gain"]),
+            pair(clean[rule]["mean_gain"], clean[rule]["worst_gain"]) if rule in clean else "–",
+        ]
+        for rule in shown
+    ]
+    ahead = sum(row["ahead"] for row in found["against"])
+    return (
+        f"{table(['rule, averaged weights', *columns], rows)}\n\n"
+        f"The monitor is ahead of {ahead} of {len(found['against'])} rivals by two standard "
+        "errors. In the mean of the families it stays "
+        f"{plain(noisy[OURS]['mean_regret'])} points behind the best epoch of its runs, at worst "
+        f"{plain(noisy[OURS]['worst_regret'])}."
     )

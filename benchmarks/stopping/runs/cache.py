@@ -8,14 +8,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import RESULTS
 from benchmarks.jobs import completed
 from benchmarks.stopping.runs.record import Recording
 from benchmarks.stopping.runs.settings import Setting
 
 CACHE = Path("build/runs")
-KEPT = RESULTS / "stopping" / "runs"
-"""What is left of each run once it was judged, small enough for the repository."""
 
 Maker = Callable[[Setting, Path | None], Recording]
 

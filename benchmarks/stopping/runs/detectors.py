@@ -11,8 +11,6 @@ from itertools import product
 
 import numpy as np
 import torch
-from cleanlab.filter import find_label_issues
-from cleanlab.rank import get_label_quality_scores
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -30,8 +28,8 @@ METRICS = (
     "precision",
     "recall",
     "named",
-    "f1_at_rate",
     "best_f1",
+    "missed",
 )
 
 Metrics = dict[str, float | None]
@@ -46,9 +44,9 @@ class Verdict:
     """Which labels are wrong by its own threshold, bool `[n]`; None: it has none."""
 
 
-def named_by_monitor(suspects: Sequence[Suspect]) -> Verdict:
-    """What the monitor says of all samples."""
-    score = np.zeros(len(suspects), np.float32)
+def named_by_monitor(suspects: Sequence[Suspect], count: int) -> Verdict:
+    """What the monitor says of so many samples; alike of all that it did not judge."""
+    score = np.zeros(count, np.float32)
     score[[suspect.index for suspect in suspects]] = [suspect.score for suspect in suspects]
     return Verdict(score, score > 0.5)
 
@@ -101,6 +99,10 @@ def confident_learning(
     Returns:
         By kind of weights, raw or averaged, and epoch.
     """
+    # The other detectors do without it.
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
     labels = recording["given"].long().numpy()
     verdicts = {}
     for view, epoch in product(trained, epochs):
@@ -115,8 +117,8 @@ def judge(verdict: Verdict, wrong: np.ndarray) -> Metrics:
     """Each of the `METRICS`.
 
     `named` is the share of all labels that the detector takes as wrong by its own threshold.
-    `f1_at_rate` takes as many samples as are wrong; `best_f1` is that of the best threshold of all.
-    Both use the truth.
+    `best_f1` is that of the best threshold of all, and `missed` the share of the wrong labels that
+    are not among as many most suspected samples. Both use the truth.
 
     Args:
         verdict: Of n samples.
@@ -137,8 +139,8 @@ def judge(verdict: Verdict, wrong: np.ndarray) -> Metrics:
     found |= {
         "auroc": float(roc_auc_score(wrong, score)),
         "average_precision": float(average_precision_score(wrong, score)),
-        "f1_at_rate": float(wrong[likeliest].mean()),
         "best_f1": float(_f1(precision, recall).max()),
+        "missed": 1 - float(wrong[likeliest].mean()),
     }
     if verdict.taken is not None:
         hits = (verdict.taken & wrong).sum()
