@@ -112,9 +112,8 @@ class Judge:
             table.judge()
         record["noise_rate"] = _known(table.noise_rate)
         decision = before if before.stop else self._decide([*earlier, record])
-        candidate = _candidate(decision)
-        if candidate is not None and not before.stop:
-            table.settle(record["epoch"] - candidate)
+        if not before.stop:
+            table.settle([record["epoch"] - peak for peak in _peaks(decision)])
         known = table.losses() | {"noise_rate": table.noise_rate}
         record |= {name: _known(value) for name, value in known.items()}
         return decision if before.stop else self._with_weights(decision, record["epoch"])
@@ -142,14 +141,12 @@ class Judge:
         keeper = self.keeper
         if keeper is None:
             return decision
-        candidate = _candidate(decision)
         with self._alone("the kept weights"):
             keeper.hold(now)
-            if candidate is not None:
-                keeper.keep(candidate)
+            keeper.keep(*_peaks(decision))
         best = decision.best_epoch
         if not keeper.has(best):
-            best = now if keeper.epoch is None else keeper.epoch
+            best = next(iter(keeper.kept), now)
         if decision.stop and best is not None:
             keeper.keep(best)
             keeper.freeze()
@@ -200,9 +197,10 @@ class Judge:
             self.keeper.load_state_dict(state["keeper"])
 
 
-def _candidate(decision: Decision) -> int | None:
-    """The epoch that may turn out to be the best one."""
-    return decision.best_epoch if decision.peak_epoch is None else decision.peak_epoch
+def _peaks(decision: Decision) -> tuple[int, ...]:
+    """The epochs that may turn out to be the best one."""
+    best = decision.best_epoch
+    return decision.peak_epochs or (() if best is None else (best,))
 
 
 def _checked(decision: Any) -> Decision:

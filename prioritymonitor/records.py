@@ -264,8 +264,8 @@ class Decision:
         best_epoch: The epoch whose weights `restore_best()` gives, counted from 1; None before the
             first.
         message: The same in a sentence.
-        peak_epoch: The epoch whose weights are kept in case that it turns out to be the best one;
-            None: `best_epoch`.
+        peak_epochs: Epochs whose weights are kept in case that one turns out to be the best one;
+            empty: `best_epoch` alone.
     """
 
     stop: bool
@@ -273,7 +273,7 @@ class Decision:
     epoch: int
     best_epoch: int | None
     message: str
-    peak_epoch: int | None = None
+    peak_epochs: tuple[int, ...] = ()
 
 
 NOTHING_YET = Decision(False, StopReason.TOO_EARLY, 0, None, "no epoch has been completed yet")

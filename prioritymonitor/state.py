@@ -12,7 +12,7 @@ from .tags import RECORD_KEYS
 if TYPE_CHECKING:
     from .run import Run
 
-VERSION = 4
+VERSION = 5
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(RECORD_KEYS, (float, NoneType)),
@@ -111,7 +111,7 @@ def _decision(state: dict[str, Any]) -> Decision:
         epoch=exactly(state["epoch"], int),
         best_epoch=exactly(state["best_epoch"], int, NoneType),
         message=exactly(state["message"], str),
-        peak_epoch=exactly(state["peak_epoch"], int, NoneType),
+        peak_epochs=tuple(exactly(one, int) for one in exactly(state["peak_epochs"], tuple)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,13 +121,18 @@ class SampleTable:
         )
         self._latest = (self._latest[-1], Verdict(chance, past.rival) if is_told else None)
         if self._verdict is None:
-            self.settle(0)
+            self.settle([0])
 
-    def settle(self, epochs_ago: int) -> None:
-        """Let the verdict be that of this epoch or of the one before, if there was any."""
-        verdict = dict(enumerate(reversed(self._latest))).get(epochs_ago)
-        if verdict is not None:
-            self._verdict, self._on_device = verdict, None
+    def settle(self, epochs_ago: Sequence[int]) -> None:
+        """Let the verdict be that of the epoch that lies farthest back, but of the last two.
+
+        Args:
+            epochs_ago: How far epochs lie back that may be the best one.
+        """
+        now = dict(enumerate(reversed(self._latest)))
+        verdicts = [now[ago] for ago in sorted(epochs_ago) if ago in now]
+        if verdicts and len(verdicts) == len(epochs_ago) and verdicts[-1] is not None:
+            self._verdict, self._on_device = verdicts[-1], None
 
     @property
     def _is_known(self) -> bool:

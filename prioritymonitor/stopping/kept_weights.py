@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from types import NoneType
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ class WeightKeeper:
     """Keeps the trainable parameters and buffers of a model as they were after the best epoch.
 
     Memory: the average on the device of the model (one model, if `averaged`), and in host memory
-    one model for each of the last two epochs and for the best one, where that is another. Only
+    one model for each of the last two epochs and of those kept, where they are others. Only
     parameters that require a gradient and buffers count as the model.
 
     Args:
@@ -39,8 +38,8 @@ class WeightKeeper:
     """
 
     def __init__(self, model: nn.Module, averaged: bool) -> None:
-        self.epoch: int | None = None
-        """The epoch whose weights are kept; None before the first."""
+        self.kept: tuple[int, ...] = ()
+        """The epochs whose weights are kept, the likeliest to be the best one first."""
         self._model = model
         self._averaged = averaged
         self._held: dict[int, Weights] = {}
@@ -125,13 +124,14 @@ class WeightKeeper:
             self._held[epoch] = {
                 name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
             }
-        latest = range(epoch - HELD_BACK, epoch + 1)
-        self._held = {one: held for one, held in self._held.items() if one in (*latest, self.epoch)}
+        wanted = {*range(epoch - HELD_BACK, epoch + 1), *self.kept}
+        self._held = {one: held for one, held in self._held.items() if one in wanted}
 
-    def keep(self, epoch: int) -> None:
-        """Keep the weights of this epoch, if they are still held."""
-        if epoch in self._held and not self._frozen:
-            self.epoch = epoch
+    def keep(self, *epochs: int) -> None:
+        """Keep the weights of these epochs and of no others, if any of them are still held."""
+        found = tuple(epoch for epoch in epochs if epoch in self._held)
+        if found and not self._frozen:
+            self.kept = found
 
     def has(self, epoch: int | None) -> bool:
         """Whether the weights of an epoch are there."""
@@ -140,7 +140,7 @@ class WeightKeeper:
     def freeze(self) -> None:
         """Average no more, from now on; only the weights that are kept stay."""
         self._average, self._pairs, self._frozen = {}, None, True
-        self._held = {one: held for one, held in self._held.items() if one == self.epoch}
+        self._held = {one: held for one, held in self._held.items() if one in self.kept}
 
     @torch.no_grad()
     def restore(self, epoch: int) -> None:
@@ -165,7 +165,7 @@ class WeightKeeper:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""
         return {
-            "epoch": self.epoch,
+            "kept": list(self.kept),
             "held": {epoch: dict(weights) for epoch, weights in self._held.items()},
             "average": {name: tensor.cpu().clone() for name, tensor in self._average.items()},
             "steps": self._steps,
@@ -183,8 +183,8 @@ class WeightKeeper:
         """
         for weights in (*state["held"].values(), state["average"]):
             self._check(weights)
-        self.epoch = exactly(state["epoch"], int, NoneType)
-        if self.epoch is not None and self.epoch not in state["held"]:
+        self.kept = tuple(exactly(epoch, int) for epoch in exactly(state["kept"], list))
+        if not state["held"].keys() >= set(self.kept):
             raise ArgumentValueError("got a damaged state: the kept weights are missing")
         self._held = {
             exactly(epoch, int): {name: tensor.cpu() for name, tensor in weights.items()}

@@ -83,12 +83,14 @@ class StopRule:
         Returns:
             The advice at the end of the last of them.
         """
-        now, reading = len(history), self._read(history)
-        if reading is None:
+        now, readings = len(history), self._read(history)
+        if not readings:
             message = "not judged yet: neither the neighbours nor the clean priority tell anything"
             return Decision(False, StopReason.TOO_EARLY, now, now, message)
+        reading = _counting(readings)
         best = reading.peak if reading.is_below else now
-        decision = Decision(False, StopReason.CLEAN_DOMINATES, now, best, "", reading.peak)
+        peaks = (reading.peak, *(one.peak for one in readings if one is not reading))
+        decision = Decision(False, StopReason.CLEAN_DOMINATES, now, best, "", peaks)
         if now < self.min_epochs:
             message = f"too early to judge: epoch {now} of at least {self.min_epochs}"
             return replace(decision, reason=StopReason.TOO_EARLY, message=message)
@@ -117,20 +119,18 @@ class StopRule:
             )
         return replace(decision, message=message)
 
-    def _read(self, history: Sequence[Record]) -> Reading | None:
-        """The witness that counts: of those below their line the one with the earliest peak."""
+    def _read(self, history: Sequence[Record]) -> list[Reading]:
+        """The neighbours' vote and held-out labels, as far as there are any; else the priority."""
         witnesses = [read_agreement(history, self.tolerance), read_validation(history)]
         known = [one for one in witnesses if one is not None]
-        if known:
-            return min((one for one in known if one.is_below), key=_peak, default=known[0])
-        priority = read_priority(history)
-        return None if priority is None else _unless_calm(priority, history)
+        priority = read_priority(history) if not known else None
+        return known if priority is None else [_unless_calm(priority, history)]
 
     def _epochs_below(self, history: Sequence[Record]) -> int:
         """For how many epochs running the curve has been below the line, up to the patience."""
         for below in range(min(self.patience, len(history))):
-            reading = self._read(history[: len(history) - below])
-            if reading is None or not reading.is_below:
+            readings = self._read(history[: len(history) - below])
+            if not any(reading.is_below for reading in readings):
                 return below
         return min(self.patience, len(history))
 
@@ -151,8 +151,10 @@ def _unless_calm(priority: Reading, history: Sequence[Record]) -> Reading:
     return replace(priority, why_silent="no more predictions change than when fewest did")
 
 
-def _peak(reading: Reading) -> int:
-    return reading.peak
+def _counting(readings: Sequence[Reading]) -> Reading:
+    """Of those below their line the one with the earliest peak."""
+    below = [reading for reading in readings if reading.is_below]
+    return min(below, key=lambda reading: reading.peak, default=readings[0])
 
 
 def _epochs(count: int) -> str:

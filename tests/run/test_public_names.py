@@ -137,12 +137,12 @@ def test_any_function_of_the_history_may_decide():
 
 
 def test_a_rule_may_name_an_epoch_that_may_be_the_best_and_get_its_weights_later():
-    """As `peak_epoch`, while the present epoch's weights are those that would be restored."""
+    """As `peak_epochs`, while the present epoch's weights are those that would be restored."""
 
     def rule(history):
         now = len(history)
         best = now if now < 6 else 3
-        return Decision(False, StopReason.CLEAN_DOMINATES, now, best, "so", min(now, 3))
+        return Decision(False, StopReason.CLEAN_DOMINATES, now, best, "so", (min(now, 3),))
 
     monitor, _ = trained(5, stop=rule)
     assert monitor.best_epoch == monitor.restore_best() == 5

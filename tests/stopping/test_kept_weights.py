@@ -116,7 +116,7 @@ def test_once_stopped_the_weights_are_the_average_at_the_end_of_the_named_epoch(
         oracle.end_epoch()
         assert len(oracle.after) < 60
     decision = monitor.decision
-    assert decision.best_epoch == decision.peak_epoch < decision.epoch - 2
+    assert decision.best_epoch == decision.peak_epochs[0] < decision.epoch - 2
     assert monitor.restore_best() == decision.best_epoch
     assert_weights(model, oracle.after[decision.best_epoch - 1])
     monitor.close()
@@ -185,20 +185,35 @@ def held(epochs, kept=()):
 
 
 def test_the_weights_of_the_two_latest_epochs_and_of_the_kept_one_are_held():
-    for epochs, kept, epoch, expected in (
-        (0, (), None, []),
-        (1, (), None, [1]),
-        (5, (), None, [4, 5]),
-        (3, [(3, 2)], 2, [2, 3]),
-        (6, [(3, 2)], 2, [2, 5, 6]),
-        (6, [(3, 2), (6, 5)], 5, [2, 5, 6]),
-        (7, [(3, 2), (6, 5)], 5, [5, 6, 7]),
-        (6, [(3, 2), (6, 3)], 2, [2, 5, 6]),  # the third is held no more
+    for epochs, kept, found, expected in (
+        (0, (), (), []),
+        (1, (), (), [1]),
+        (5, (), (), [4, 5]),
+        (3, [(3, 2)], (2,), [2, 3]),
+        (6, [(3, 2)], (2,), [2, 5, 6]),
+        (6, [(3, 2), (6, 5)], (5,), [2, 5, 6]),
+        (7, [(3, 2), (6, 5)], (5,), [5, 6, 7]),
+        (6, [(3, 2), (6, 3)], (2,), [2, 5, 6]),  # the third is held no more
     ):
         _, keeper = held(epochs, kept)
-        assert keeper.epoch == epoch
+        assert keeper.kept == found
         assert [one for one in range(10) if keeper.has(one)] == expected
         assert not keeper.has(None)
+
+
+def test_the_weights_of_each_epoch_that_may_be_the_best_are_kept():
+    model, keeper = held(3, [(2, 1)])
+    keeper.keep(3, 1)
+    for epoch in (4, 5, 6):
+        keeper.end_epoch()
+        keeper.hold(epoch)
+        keeper.keep(3, 1)
+    assert [one for one in range(10) if keeper.has(one)] == [1, 3, 5, 6]
+    keeper.restore(1)
+    assert (model[0].weight == 1).all()
+    keeper.keep(6)
+    keeper.freeze()
+    assert [*keeper.state_dict()["held"]] == [6]
 
 
 @pytest.mark.parametrize("epoch", [2, 5, 6])
@@ -233,7 +248,7 @@ def test_after_the_stop_nothing_is_averaged_and_only_the_kept_weights_are_held()
     keeper.end_epoch()
     keeper.hold(4)
     keeper.keep(4)
-    assert keeper.epoch == 1
+    assert keeper.kept == (1,)
     assert [*keeper.state_dict()["held"]] == [1]
     assert keeper.state_dict()["average"] == {}
 
@@ -265,8 +280,8 @@ def test_a_resumed_keeper_holds_and_averages_the_same():
     ("damage", "message"),
     [
         (lambda state: state.update(held={}), "the kept weights are missing"),
-        (lambda state: state.update(epoch=7), "the kept weights are missing"),
-        (lambda state: state.update(epoch=2.0), "damaged"),
+        (lambda state: state.update(kept=[7]), "the kept weights are missing"),
+        (lambda state: state.update(kept=[2.0]), "damaged"),
         (lambda state: state["held"].update({"2": state["held"][2]}), "damaged"),
         (
             lambda state: state["held"][2].update({"0.bias": torch.zeros(3)}),

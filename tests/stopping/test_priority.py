@@ -65,7 +65,7 @@ def test_it_stops_once_a_fall_that_lasted_has_been_there_for_the_patience(epochs
     decision = judge(RISES_THEN_FALLS[:epochs])
     assert decision.stop is stops
     assert decision.epoch == epochs
-    assert decision.best_epoch == decision.peak_epoch == 3
+    assert decision.best_epoch == decision.peak_epochs[0] == 3
     assert decision.reason is (StopReason.NOISY_DOMINATES if stops else StopReason.CLEAN_DOMINATES)
 
 
@@ -120,7 +120,7 @@ def test_a_fall_of_the_priority_alone_is_no_stop_while_predictions_are_calm(chan
     decision = judge(RISES_THEN_FALLS, changes=changes)
     assert not decision.stop
     assert decision.reason is StopReason.CLEAN_DOMINATES
-    assert (decision.best_epoch, decision.peak_epoch) == (8, 3)
+    assert (decision.best_epoch, decision.peak_epochs[0]) == (8, 3)
 
 
 def test_predictions_are_restless_once_a_tenth_more_of_them_change_than_when_fewest_did():
@@ -155,13 +155,13 @@ def test_the_peak_is_now_or_what_it_was_before():
         priority = (torch.randn(30) / 100).cumsum(0).tolist()
         found = [judge(priority[:now], measure_only) for now in range(1, 31)]
         for before, now in pairwise(found):
-            assert now.peak_epoch in (now.epoch, before.peak_epoch)
-            assert now.best_epoch in (now.epoch, now.peak_epoch)
+            assert now.peak_epochs[0] in (now.epoch, before.peak_epochs[0])
+            assert now.best_epoch in (now.epoch, now.peak_epochs[0])
 
 
 def test_epochs_before_anything_was_learnt_are_no_peak():
     falls_then_rises = [0.9, 0.1, 0.2, 0.3, 0.4]
-    assert judge(falls_then_rises, first=2).peak_epoch == 5
+    assert judge(falls_then_rises, first=2).peak_epochs[0] == 5
     unlearnt = judge(falls_then_rises, first=None)
     assert unlearnt.reason is StopReason.TOO_EARLY
     assert unlearnt.best_epoch == 5

@@ -85,7 +85,7 @@ def test_where_neighbours_cannot_vote_held_out_labels_stop_it_with_better_weight
     monitor, model, _ = fit(60, stop=without_votes, validation=held_out())
     assert monitor.should_stop
     assert "the share of held-out labels predicted has been below" in monitor.decision.message
-    assert monitor.restore_best() == monitor.best_epoch == monitor.decision.peak_epoch
+    assert monitor.restore_best() == monitor.best_epoch == monitor.decision.peak_epochs[0]
     assert accuracy(model, data) > at_the_end + 0.1
     monitor.close()
 
@@ -95,7 +95,7 @@ def test_the_advice_follows_from_the_history_with_held_out_labels_too():
     history, decision = monitor.history(), monitor.decision
     assert {record["validation_samples"] for record in history} == {1000}
     replayed = StopRule()(history)
-    assert (replayed.stop, replayed.peak_epoch) == (True, decision.peak_epoch)
+    assert (replayed.stop, replayed.peak_epochs[0]) == (True, decision.peak_epochs[0])
     assert decision.message.startswith(replayed.message)
     monitor.close()
 
