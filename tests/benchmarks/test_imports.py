@@ -14,6 +14,7 @@ PURE = (
     "errors",
     "records",
     "tags",
+    "capture.projection",
     "gradients.groups",
     "gradients.statistics",
     "judge",

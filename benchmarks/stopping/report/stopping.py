@@ -252,7 +252,7 @@ def readme_rules() -> str:
     """The short table of the front page, labels by people first; and how sure the lead is."""
     found, shown = _results(), _shown()
     gain, worst = (found["group_columns"].index(f"{what}_gain") for what in ("mean", "worst"))
-    people = next(iter(found["people"]), {"runs": 0, "rules": {}})
+    people: Json = next(iter(found["people"]), {"runs": 0, "rules": {}})
     noisy = {row["rule"]: row for row in _averaged("noisy")}
     clean = {row["rule"]: row for row in _averaged("clean")}
     columns = [

@@ -175,4 +175,10 @@ WITNESSED: dict[str, Rule] = {
     "vote stops, middle of the peaks, held-out without mean": partial(
         joined, how=peak_by(middle), window=1
     ),
+    "vote stops, held-out peak without mean at the end of any run": partial(
+        joined, how=peak_by(of_held_out), window=1, at_peak=True
+    ),
+    "stop if either is below (1.5 errors), held-out peak without mean": partial(
+        joined, how=stop_by(either, of_held_out), errors=1.5, window=1
+    ),
 }
