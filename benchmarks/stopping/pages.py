@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.stopping.report import rule, runs, stopping, suspects
+from benchmarks.stopping.report import going_on, rule, runs, stopping, suspects
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
@@ -30,6 +30,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "leave-one-out": rule.leave_one_out,
     "validation-witness": rule.validation_witness,
     "stop-runs": runs.stop_runs,
+    "go-on": going_on.go_on,
     "readme-suspects": suspects.readme_suspects,
     "suspects-bars": suspects.suspects_bars,
     "suspects-ranking": suspects.suspects_ranking,

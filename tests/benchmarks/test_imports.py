@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
 PURE = (
+    "prioritymonitor.capture.projection",
     "errors",
     "records",
     "tags",
