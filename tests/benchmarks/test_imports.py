@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
 PURE = (
-    "prioritymonitor.capture.projection",
     "errors",
     "records",
     "tags",
