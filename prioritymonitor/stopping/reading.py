@@ -11,7 +11,7 @@ from ..records import Record
 WINDOW = 3
 """Epochs over which a share is averaged: one alone swings with the last steps of each epoch."""
 
-_WEIGHTS = (1, 2, 1)
+WEIGHTS = (1, 2, 1)
 """The one in the middle counts twice, so that a sharp peak keeps its place."""
 
 ALIKE = 0.003
@@ -88,5 +88,5 @@ def means_of(history: Sequence[Record], key: str) -> list[tuple[int, float]]:
 
 
 def _mean(window: Sequence[float]) -> float:
-    weights = _WEIGHTS[: len(window)]
+    weights = WEIGHTS[: len(window)]
     return float(sum(map(operator.mul, weights, window)) / sum(weights))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from benchmarks.stopping.runs.replay import choice_of
 from benchmarks.stopping.runs.rivals import Choice
@@ -18,9 +19,9 @@ from prioritymonitor.stopping import agreement, reading
 from prioritymonitor.stopping.priority import priority_curve, read_priority
 from prioritymonitor.stopping.rule import Rule, measure_only
 
-PLACES = {"AT_STAKE": agreement, "ALIKE": reading, "WINDOW": reading}
+PLACES = {"AT_STAKE": agreement, "ALIKE": reading, "WINDOW": reading, "WEIGHTS": reading}
 """Constants of the rule that nobody can pass, and the modules that have them."""
-DEFAULTS: dict[str, float] = {name: getattr(place, name) for name, place in PLACES.items()}
+DEFAULTS: dict[str, Any] = {name: getattr(place, name) for name, place in PLACES.items()}
 NEVER = 1.0
 """As many labels are never contradicted: the line stays where the tolerance puts it."""
 
@@ -36,25 +37,28 @@ class Variant:
         at_stake: Share of contradicted labels above which a smaller fall is enough.
         alike: Part of the highest mean within which another can't be told from it.
         window: Epochs over which the agreement is averaged.
+        weights: How much each of them counts.
         later: Epochs after the best one whose averaged weights are taken.
     """
 
     rule: Rule = StopRule()  # noqa: RUF009  # it is frozen
     at_stake: float = DEFAULTS["AT_STAKE"]
     alike: float = DEFAULTS["ALIKE"]
-    window: int = int(DEFAULTS["WINDOW"])
+    window: int = DEFAULTS["WINDOW"]
+    weights: tuple[int, ...] = DEFAULTS["WEIGHTS"]
     later: int = 0
 
     def __call__(self, setting: Setting, history: History) -> Choice:
         """What it takes for the best epoch, at its stop or at the end."""
-        with constants(AT_STAKE=self.at_stake, ALIKE=self.alike, WINDOW=self.window):
+        values = {"AT_STAKE": self.at_stake, "ALIKE": self.alike}
+        with constants(**values, WINDOW=self.window, WEIGHTS=self.weights):
             choice = choice_of(setting, history, self.rule)
         last = choice.spent * setting.views_per_epoch
         return replace(choice, view=min(choice.view + self.later * setting.views_per_epoch, last))
 
 
 @contextmanager
-def constants(**values: float) -> Iterator[None]:
+def constants(**values: Any) -> Iterator[None]:
     """Let constants of the rule have other values for a while."""
     before = {name: getattr(PLACES[name], name) for name in values}
     try:
@@ -114,6 +118,7 @@ VARIANTS: dict[str, Variant] = {
     "weights one epoch later": Variant(later=1),
     "no mean over epochs": Variant(window=1),
     "means over 2 epochs": Variant(window=2),
+    "plain means over 3 epochs": Variant(weights=(1, 1, 1)),
     "the highest mean itself": Variant(alike=0.0),
     "alike within 1 %": Variant(alike=0.01),
     "no stop, the last weights": Variant(last_epoch),
