@@ -64,7 +64,7 @@ def test_constants_of_the_rule_are_put_back():
     before = variants.DEFAULTS.copy()
     with constants(AT_STAKE=0.5, WINDOW=1):
         assert (agreement.AT_STAKE, reading.WINDOW) == (0.5, 1)
-    after = {"AT_STAKE": agreement.AT_STAKE, "ALIKE": reading.ALIKE, "WINDOW": reading.WINDOW}
+    after = {name: getattr(place, name) for name, place in variants.PLACES.items()}
     assert after == before
 
 
