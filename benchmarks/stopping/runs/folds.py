@@ -19,9 +19,8 @@ Trained = dict[str, Tensor]
 
 
 def is_retrained(setting: Setting) -> bool:
-    """Whether the trainings are made: where they are quick, and once for labels by people."""
-    is_human = setting.noise in ("worse", "random2") and setting.model == "cnn"
-    return setting.seed == 0 and (setting.family in ("digits", "tables") or is_human)
+    """Whether the trainings are made: where they are quick."""
+    return setting.seed == 0 and setting.family in ("digits", "tables")
 
 
 def out_of_sample(setting: Setting, folder: Path | None) -> Trained:
