@@ -71,7 +71,8 @@ WORKER = """
     if dist.get_rank() == 1:
         presence.leave()
     dist.barrier()
-    print("missing", presence.missing())
+    # In one piece: the other rank writes to the same pipe.
+    print(f"missing {presence.missing()}\n", end="", flush=True)
     dist.destroy_process_group()
 """
 
