@@ -72,7 +72,7 @@ WORKER = """
         presence.leave()
     dist.barrier()
     # In one piece: the other rank writes to the same pipe.
-    print(f"missing {presence.missing()}\n", end="", flush=True)
+    print(f"missing {presence.missing()}" + chr(10), end="", flush=True)
     dist.destroy_process_group()
 """
 
