@@ -124,7 +124,7 @@ def wrong_label_chance(
     log_odds = alone
     for _ in range(_ROUNDS):
         chance = log_odds.sigmoid()
-        by_pair = _of_pairs(chance, pair, len(count)) - _logit(chance.mean())
+        by_pair = _of_pairs(chance, pair, count) - _logit(chance.mean())
         by_vote = torch.where(
             asked, _of_votes(chance[asked], is_backed[asked])[is_backed.long()], 0
         )
@@ -160,12 +160,9 @@ def is_plausible(chance: Tensor, error: Tensor, backed: Tensor, classes: int) ->
     return bool(named <= _SLACK * against)
 
 
-def _of_pairs(chance: Tensor, pair: Tensor, pairs: int) -> Tensor:
-    """Logit of the rate of wrong labels in each sample's pair, `[n]`."""
-    wrong, count = (
-        chance.new_zeros(pairs).index_add_(0, pair, one)
-        for one in (chance, torch.ones_like(chance))
-    )
+def _of_pairs(chance: Tensor, pair: Tensor, count: Tensor) -> Tensor:
+    """Logit of the rate of wrong labels in each sample's pair, `[n]`; a pair counts so many."""
+    wrong = chance.new_zeros(len(count)).index_add_(0, pair, chance)
     return _logit((wrong + PRIOR_SAMPLES * chance.mean()) / (count + PRIOR_SAMPLES))[pair]
 
 

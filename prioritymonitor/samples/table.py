@@ -129,10 +129,11 @@ class SampleTable:
         Args:
             epochs_ago: How far epochs lie back that may be the best one.
         """
-        now = dict(enumerate(reversed(self._latest)))
-        verdicts = [now[ago] for ago in sorted(epochs_ago) if ago in now]
-        if verdicts and len(verdicts) == len(epochs_ago) and verdicts[-1] is not None:
-            self._verdict, self._on_device = verdicts[-1], None
+        if not epochs_ago or not set(epochs_ago) <= {0, 1}:
+            return
+        verdict = self._latest[-1 - max(epochs_ago)]
+        if verdict is not None:
+            self._verdict, self._on_device = verdict, None
 
     @property
     def _is_known(self) -> bool:

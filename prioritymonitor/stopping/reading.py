@@ -40,6 +40,11 @@ class Reading:
         """Whether the curve has fallen as far as the line, and that tells something."""
         return self.why_silent is None and self.fall > 0 and self.fall >= self.line
 
+    @property
+    def distance(self) -> str:
+        """Fall and line, for people."""
+        return f"fell {self.fall:.3f}, line {self.line:.3f}"
+
 
 def read_share(history: Sequence[Record], key: str, name: str, tolerance: float) -> Reading | None:
     """Read a share of the samples, averaged over three epochs.

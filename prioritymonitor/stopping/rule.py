@@ -95,29 +95,30 @@ class StopRule:
             message = f"too early to judge: epoch {now} of at least {self.min_epochs}"
             return replace(decision, reason=StopReason.TOO_EARLY, message=message)
         below = self._epochs_below(history)
-        fell = f"fell {reading.fall:.3f}, line {reading.line:.3f}"
         if below >= self.patience:
             message = (
                 f"noisy labels took over after epoch {best}: {reading.name} has been below the "
-                f"stop line for {_epochs(below)} ({fell}); restore_best() gives the weights of "
-                f"epoch {best}"
+                f"stop line for {_epochs(below)} ({reading.distance}); restore_best() gives the "
+                f"weights of epoch {best}"
             )
             return replace(decision, stop=True, reason=StopReason.NOISY_DOMINATES, message=message)
+        return replace(decision, message=self._progress(reading, below, now))
+
+    def _progress(self, reading: Reading, below: int, now: int) -> str:
+        """How far it is to a stop, in a sentence."""
         if reading.why_silent is not None:
-            message = f"not judged yet by {reading.name}: {reading.why_silent}"
-        elif not reading.fall > 0:
-            message = f"clean labels still dominate: {reading.name} still rises"
-        elif below:
-            message = (
+            return f"not judged yet by {reading.name}: {reading.why_silent}"
+        if not reading.fall > 0:
+            return f"clean labels still dominate: {reading.name} still rises"
+        if below:
+            return (
                 f"noisy labels begin to dominate: {reading.name} is below the stop line for "
-                f"{below} of {_epochs(self.patience)} ({fell})"
+                f"{below} of {_epochs(self.patience)} ({reading.distance})"
             )
-        else:
-            message = (
-                f"clean labels still dominate: {reading.name} peaked at epoch {reading.peak} of "
-                f"{now} and is above the stop line ({fell})"
-            )
-        return replace(decision, message=message)
+        return (
+            f"clean labels still dominate: {reading.name} peaked at epoch {reading.peak} of "
+            f"{now} and is above the stop line ({reading.distance})"
+        )
 
     def _read(self, history: Sequence[Record]) -> list[Reading]:
         """The neighbours' vote and held-out labels, as far as there are any; else the priority."""
