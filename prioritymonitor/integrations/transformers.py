@@ -158,7 +158,10 @@ def _resume(monitor: GradientMonitor, args: Any, state: Any) -> None:
     """Go on with the state in the checkpoint that the Trainer resumes from."""
     folders = (Path(str(args.resume_from_checkpoint)), _checkpoint(args, state))
     folder = next((one for one in folders if _is_resumed(one, state)), None)
-    why: object = "pass its folder to the TrainingArguments as resume_from_checkpoint= as well"
+    why: object = (
+        f"its checkpoint is not in {args.output_dir}; name it in the TrainingArguments too, as "
+        "resume_from_checkpoint="
+    )
     try:
         if folder is not None:
             monitor.load_state_dict(torch.load(folder / _file(args), weights_only=True))

@@ -58,7 +58,7 @@ def test_micro_batches_of_a_step_keep_their_samples(accumulate, tmp_path, said):
         {"train_sampling_strategy": "group_by_length"},
         {"dataloader_drop_last": True, "per_device_train_batch_size": 8},
         {"bf16": True},
-        {"gradient_checkpointing": True},
+        {"activation_checkpointing": True},
         {"max_grad_norm": 0.1, "optim": "sgd"},
     ],
     ids=lambda options: " ".join(options),
