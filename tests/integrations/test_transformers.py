@@ -35,6 +35,17 @@ def train(folder, model=None, callback=None, **options):
     return trainer, callback
 
 
+def train_on_sentences(folder, rows, **options):
+    words = tokenizer()
+    collator = transformers.DataCollatorWithPadding(words)
+    usual = {
+        "data_collator": collator,
+        "processing_class": words,
+        "per_device_train_batch_size": 10,
+    }
+    return train(folder, bert(), train_dataset=rows, **usual | options)
+
+
 # Samples keep their identity
 
 
@@ -64,19 +75,17 @@ def test_micro_batches_of_a_step_keep_their_samples(accumulate, tmp_path, said):
     ids=lambda options: " ".join(options),
 )
 def test_a_text_classifier_is_followed(options, tmp_path, said):
-    datasets = pytest.importorskip("datasets")
-    words = tokenizer()
-    rows = datasets.Dataset.from_list(sentences())
-    _, callback = train(
-        tmp_path,
-        bert(),
-        train_dataset=rows,  # of which the Trainer takes away the text
-        data_collator=transformers.DataCollatorWithPadding(words),
-        processing_class=words,
-        **{"per_device_train_batch_size": 10} | options,
-    )
+    _, callback = train_on_sentences(tmp_path, sentences(), **options)
     assert_every_sample_was_told(callback, torch.arange(SENTENCES) % 5, visits=3)
     assert len(callback.monitor.history()) == 3
+    assert said() == []
+
+
+def test_a_data_set_loses_the_columns_that_the_model_does_not_take(tmp_path, said):
+    rows = pytest.importorskip("datasets").Dataset.from_list(sentences())
+    _, callback = train_on_sentences(tmp_path, rows)
+    assert "text" in rows.column_names
+    assert_every_sample_was_told(callback, torch.arange(SENTENCES) % 5, visits=3)
     assert said() == []
 
 
@@ -119,6 +128,20 @@ def test_evaluation_is_no_training(every, on, tmp_path, said):
 
 
 # Losses
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_label_smoothing_of_the_trainer_is_recognised(accumulate, tmp_path, said):
+    _, callback = train_on_sentences(
+        tmp_path,
+        sentences(),
+        label_smoothing_factor=0.1,
+        gradient_accumulation_steps=accumulate,
+        num_train_epochs=12,
+    )
+    assert_every_sample_was_told(callback, torch.arange(SENTENCES) % 5, visits=12)
+    assert callback.monitor.history()[-1]["priority"] is not None
+    assert said() == []
 
 
 class Focal(torch.nn.Module):
