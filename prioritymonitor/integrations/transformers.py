@@ -1,4 +1,4 @@
-"""One line for the `Trainer` of transformers."""
+"""transformers: a callback that watches the training of a `Trainer`, and ends it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from prioritymonitor import ArgumentValueError, GradientMonitor, PriorityMonitorError
+from .. import ArgumentValueError, GradientMonitor, PriorityMonitorError
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -24,7 +24,7 @@ _NOT_LOGGED = ("epoch", "step", "time", "reason")  # axes of the Trainer's own, 
 
 
 class GradientMonitorCallback(TrainerCallback):
-    """Attaches a `GradientMonitor` to each training, and ends it where the monitor says so.
+    """Watches each training of a `Trainer`, and ends it once noisy labels dominate.
 
         trainer = Trainer(..., callbacks=[GradientMonitorCallback(log_dir="runs/a")])
 
@@ -33,8 +33,8 @@ class GradientMonitorCallback(TrainerCallback):
     `report_to` and no `log_dir`, the run folder is `prioritymonitor` beside the Trainer's runs.
 
     Args:
-        stop_training: End the training after the epoch in which the monitor says stop: what the
-            line is for. False: watch only.
+        stop_training: End the training after the epoch in which the monitor says stop; False: only
+            measure and say so.
         restore_best: Put the weights of the best epoch into the model when the training ends. By
             default they stay as the optimizer left them, as in any Trainer, and can be had by
             `callback.monitor.restore_best()`. `load_best_model_at_end` goes before it.
@@ -61,10 +61,11 @@ class GradientMonitorCallback(TrainerCallback):
     ) -> None:
         inspect.signature(GradientMonitor).bind(None, None, None, **options)  # or a TypeError
         if restore_best and options.get("keep_best", "averaged") is None:
-            message = 'got restore_best=True with keep_best=None; use keep_best="averaged"'
-            raise ArgumentValueError(message)
+            raise ArgumentValueError(
+                'got restore_best=True with keep_best=None, which keeps no weights; use "averaged"'
+            )
         self.monitor: GradientMonitor | None = None
-        self._stop_training, self._restore_best = stop_training, restore_best
+        self.stop_training, self.restore_best = stop_training, restore_best
         self._verbose, self._trainer, self._options = verbose, trainer, options
         self._reported = 0
 
@@ -74,7 +75,7 @@ class GradientMonitorCallback(TrainerCallback):
             self.monitor.close()
         passed = [of_trainer[name] for name in ("model", "optimizer", "train_dataloader")]
         self.monitor = GradientMonitor(*passed, **_log_dir(args, self._options) | self._options)
-        if self._restore_best and args.load_best_model_at_end:
+        if self.restore_best and args.load_best_model_at_end:
             _LOGGER.warning("restore_best=True has no effect beside load_best_model_at_end=True")
         if state.global_step:
             _resume(self.monitor, args, state)
@@ -105,7 +106,7 @@ class GradientMonitorCallback(TrainerCallback):
         if self.monitor is None:
             return
         try:
-            if self._restore_best and not args.load_best_model_at_end:
+            if self.restore_best and not args.load_best_model_at_end:
                 self.monitor.restore_best()
         except PriorityMonitorError as error:
             _LOGGER.warning("the weights stay as they are: %s", error)
@@ -131,7 +132,7 @@ class GradientMonitorCallback(TrainerCallback):
         self._reported = len(monitor.history())
 
     def _stop(self, monitor: GradientMonitor, control: Any) -> None:
-        if self._stop_training and monitor.should_stop:
+        if self.stop_training and monitor.should_stop:
             control.should_training_stop = True
 
 
