@@ -94,8 +94,6 @@ class GradientMonitorCallback(TrainerCallback):
         folder = _checkpoint(args, state)
         if self.monitor is None or args.save_only_model or not folder.is_dir():
             return
-        if float(state.epoch).is_integer():  # its last step was made, and nobody has said its end
-            self.monitor.end_epoch()
         try:
             torch.save(self.monitor.state_dict(), folder / _file(args))
         except (OSError, RuntimeError) as error:

@@ -1,6 +1,8 @@
 """`GradientMonitorCallback` in the real Trainer: samples are told, and training stays the same."""
 
 import copy
+import gc
+import inspect
 
 import pytest
 import torch
@@ -342,6 +344,18 @@ def test_a_training_that_breaks_off_leaves_nothing_to_the_next(tmp_path, said):
     assert said() == []
 
 
+def test_a_training_that_broke_off_leaves_nothing_on_the_model_once_its_trainer_is_gone(tmp_path):
+    model, callback = WithLoss(), GradientMonitorCallback()
+    trainer = trainer_of(model, tmp_path, callback)
+    trainer.add_callback(Breaks())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert model._forward_hooks
+    del trainer, callback
+    gc.collect()
+    assert not model._forward_hooks
+
+
 class TooLarge(WithLoss):
     """Says what a GPU says when the batch is too large for it."""
 
@@ -385,6 +399,6 @@ def test_a_wrong_value_is_refused_before_the_first_step(tmp_path):
 
 
 def test_each_argument_of_the_monitor_is_taken():
-    own = {*__import__("inspect").signature(GradientMonitor).parameters}
+    own = {*inspect.signature(GradientMonitor).parameters}
     options = dict.fromkeys(own - {"model", "optimizer", "train_loader"})
     GradientMonitorCallback(**options)
