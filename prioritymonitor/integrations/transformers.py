@@ -66,7 +66,7 @@ class GradientMonitorCallback(TrainerCallback):
             )
         self.monitor: GradientMonitor | None = None
         self.stop_training, self.restore_best = stop_training, restore_best
-        self._verbose, self._trainer, self._options = verbose, trainer, options
+        self.verbose, self._trainer, self._options = verbose, trainer, options
         self._reported = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
@@ -125,7 +125,7 @@ class GradientMonitorCallback(TrainerCallback):
                 is_due = control.should_log  # of the Trainer's own values; log() would clear it
                 self._trainer.log(values)
                 control.should_log = is_due
-            if self._verbose and state.is_world_process_zero:
+            if self.verbose and state.is_world_process_zero:
                 print(f"epoch {record['epoch']}: {monitor.decision.message}")
         self._reported = len(monitor.history())
 
@@ -156,16 +156,16 @@ def _checkpoint(args: Any, state: Any) -> Path:
 def _resume(monitor: GradientMonitor, args: Any, state: Any) -> None:
     """Go on with the state in the checkpoint that the Trainer resumes from."""
     folders = (Path(str(args.resume_from_checkpoint)), _checkpoint(args, state))
-    folder = next((one for one in folders if _is_resumed(one, state)), None)
     why: object = (
         f"its checkpoint is not in {args.output_dir}; name it in the TrainingArguments too, as "
         "resume_from_checkpoint="
     )
     try:
-        if folder is not None:
-            monitor.load_state_dict(torch.load(folder / _file(args), weights_only=True))
-            return
-    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
+        for folder in folders:
+            if _is_resumed(folder, state):
+                monitor.load_state_dict(torch.load(folder / _file(args), weights_only=True))
+                return
+    except (OSError, EOFError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
         why = error
     message = "resumed at step %d without the state of the monitor, which begins anew: %s"
     _LOGGER.warning(message, state.global_step, why)

@@ -129,6 +129,19 @@ def test_evaluation_is_no_training(every, on, tmp_path, said):
     assert said() == []
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(Table(60))
+
+
+def test_a_stream_is_trained_on_and_said_to_have_no_samples(tmp_path, said):
+    trainer, callback = train(tmp_path, train_dataset=Stream(), max_steps=6)
+    assert trainer.state.global_step == 6
+    assert not callback.monitor.decision.stop
+    (message,) = said()
+    assert "its data set is an IterableDataset" in message
+
+
 # Losses
 
 

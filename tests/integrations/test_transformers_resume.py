@@ -137,6 +137,16 @@ def test_the_checkpoint_of_another_training_is_not_taken_for_it(tmp_path, said):
     assert f"not in {tmp_path}/other" in said()[0]
 
 
+def test_a_damaged_checkpoint_in_the_way_does_not_end_the_training(tmp_path, said):
+    checkpoint = saved_run(tmp_path)
+    (tmp_path / "other" / checkpoint.name).mkdir(parents=True)
+    (tmp_path / "other" / checkpoint.name / "trainer_state.json").write_text('{"other": 1}')
+    callback = GradientMonitorCallback(stop=None)
+    trained(tmp_path / "other", resume=str(checkpoint), num_train_epochs=2, callback=callback)
+    assert len(callback.monitor.history()) == 1
+    assert "begins anew" in said()[0]
+
+
 def no_state(file):
     file.unlink()
 
