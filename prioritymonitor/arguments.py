@@ -19,6 +19,7 @@ from .capture.loader.first_samples import FirstSamples
 from .errors import ArgumentTypeError, ArgumentValueError
 from .samples.known_labels import KnownNoise
 from .stopping.rule import Rule
+from .type_names import got, instead, type_name
 
 _EVERY = {"head": 8, "all": 16}
 """Optimizer steps from a measured one to the next, unless the user says."""
@@ -108,7 +109,9 @@ def check_model_and_optimizer(model: Any, optimizer: Any) -> Optimizer:
         ArgumentValueError: The optimizer trains no parameter of the model.
     """
     if not isinstance(model, nn.Module):
-        raise ArgumentTypeError(f"got model of type {_name(model)}; pass a torch.nn.Module")
+        raise ArgumentTypeError(
+            f"{got('model', model)}; pass a torch.nn.Module{instead('model', model)}"
+        )
     # A wrapper such as accelerate's has no step hooks. That of Opacus steps the one inside only if
     # parameters change, while the gradients of the samples are still there.
     for name in ("optimizer", "original_optimizer"):
@@ -117,14 +120,16 @@ def check_model_and_optimizer(model: Any, optimizer: Any) -> Optimizer:
             optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise ArgumentTypeError(
-            f"got optimizer of type {_name(optimizer)}; pass a torch.optim.Optimizer"
+            f"{got('optimizer', optimizer)}; pass a torch.optim.Optimizer"
+            f"{instead('optimizer', optimizer)}"
         )
     own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     groups = optimizer.param_groups
     if not any(id(parameter) in own for group in groups for parameter in group["params"]):
         raise ArgumentValueError(
-            f"got a {_name(optimizer)} that holds no trainable parameter of {_name(model)}; make "
-            "the optimizer from model.parameters(), and the monitor from that same model"
+            f"got a {type_name(optimizer)} that holds no trainable parameter of "
+            f"{type_name(model)}; make the optimizer from model.parameters(), and the monitor from "
+            "that same model"
         )
     return optimizer
 
@@ -135,12 +140,12 @@ def check_head(model: nn.Module, head: Any) -> None:
         return
     if not isinstance(head, nn.Module) or not is_linear(head):
         raise ArgumentTypeError(
-            f"got head of type {_name(head)}; pass the nn.Linear or 1×1 nn.Conv2d of the model "
+            f"{got('head', head)}; pass the nn.Linear or 1×1 nn.Conv2d of the model "
             "that gives the logits, or leave it out to have it found"
         )
     if not any(module is head for module in model.modules()):
         raise ArgumentValueError(
-            f"got a head that is no layer of {_name(model)}; pass one of its own linear layers"
+            f"got a head that is no layer of {type_name(model)}; pass one of its own linear layers"
         )
 
 
@@ -148,8 +153,8 @@ def check_loader(loader: Any) -> None:
     """Raises unless the loader is None or a torch DataLoader."""
     if loader is not None and not isinstance(loader, DataLoader):
         raise ArgumentTypeError(
-            f"got train_loader of type {_name(loader)}; pass the torch DataLoader of the training "
-            "data, or leave it out and do without suspects and stop"
+            f"{got('train_loader', loader)}; pass the torch DataLoader of the training data, or "
+            f"leave it out and do without suspects and stop{instead('train_loader', loader)}"
         )
 
 
@@ -162,7 +167,7 @@ def check_validation(validation: Any, loader: Any) -> FirstSamples | None:
     is_one = isinstance(validation, (str, bytes, Tensor, Mapping, Iterator))
     if is_one or not isinstance(validation, Iterable):
         raise ArgumentTypeError(
-            f"got validation of type {_name(validation)}; pass a DataLoader, or another iterable "
+            f"{got('validation', validation)}; pass a DataLoader, or another iterable "
             "of batches that can be gone through again"
         )
     return FirstSamples(validation)
@@ -225,7 +230,7 @@ def check_criterion(criterion: Any, loader: Any) -> None:
         return
     if not callable(criterion):
         raise ArgumentTypeError(
-            f"got criterion of type {_name(criterion)}; pass an nn.Module such as "
+            f"{got('criterion', criterion)}; pass an nn.Module such as "
             "nn.CrossEntropyLoss(), or a function of (logits, targets)"
         )
     if loader is None:
@@ -238,14 +243,14 @@ def check_criterion(criterion: Any, loader: Any) -> None:
 def check_output(log_dir: Any, writer: Any) -> None:
     """Raises unless there is at most one place to write to, and it can be written to."""
     if log_dir is not None and not isinstance(log_dir, (str, os.PathLike)):
-        raise ArgumentTypeError(f"got log_dir of type {_name(log_dir)}; pass a path")
+        raise ArgumentTypeError(f"{got('log_dir', log_dir)}; pass a path")
     if log_dir == "":
         raise ArgumentValueError('got log_dir=""; name a folder, or pass None to write nothing')
     if log_dir is not None and writer is not None:
         raise ArgumentValueError("got log_dir and writer; pass one of them")
     if writer is not None and not callable(getattr(writer, "add_scalar", None)):
         raise ArgumentTypeError(
-            f"got writer of type {_name(writer)}; pass a SummaryWriter, or anything with "
+            f"{got('writer', writer)}; pass a SummaryWriter, or anything with "
             "add_scalar(tag, value, step)"
         )
 
@@ -277,7 +282,7 @@ def check_true_labels(true_labels: Any, dataset: Any) -> Tensor | None:
 
 def _column(name: str, values: Any, dataset: Any) -> Tensor:
     if not isinstance(values, (Tensor, np.ndarray, list, tuple)):
-        raise ArgumentTypeError(f"got {name} of type {_name(values)}; pass one value per sample")
+        raise ArgumentTypeError(f"{got(name, values)}; pass one value per sample")
     try:
         column = torch.as_tensor(values).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -293,7 +298,3 @@ def _column(name: str, values: Any, dataset: Any) -> Tensor:
             "pass one value per sample, in the order of train_loader.dataset"
         )
     return column
-
-
-def _name(thing: Any) -> str:
-    return type(thing).__name__

@@ -81,6 +81,7 @@ class Attached:
             first_visits=self._first_visits,
             on_observation=on_observation,
             on_step=on_step,
+            on_problem=on_problem,
             guard=self.guard,
         )
         return self.capture

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..records import HeadUpdate, Observation, Step
+from .called import CalledModule
 from .graph import Derivation, find_derivation, leave_mark
 from .head import HeadFinder, Logits, unknown
 from .hooks import Guard, Hook, ModuleHook
 from .loader.handed_out import HandedOut
 from .loader.recorder import LoaderRecorder
+from .missing_steps import MissingSteps
 from .observer import Observer
 from .parameters import ParameterChanges
 from .passes import Forward, Pass, begin, begin_from, forward_of
@@ -50,6 +52,7 @@ class StepCapture:
         on_observation: Called with each `Observation`, some steps late at most; `observe` brings it
             up to date.
         on_step: Called with each `Step`, after the optimizer step.
+        on_problem: Gets a sentence on a loop that can't be measured.
         guard: Times the hooks, and gets any exception of ours.
     """
 
@@ -67,6 +70,7 @@ class StepCapture:
         first_visits: FirstVisits | None,
         on_observation: Callable[[Observation], None],
         on_step: Callable[[Step], None],
+        on_problem: Callable[[str], None],
         guard: Guard,
     ) -> None:
         self.steps = 0
@@ -87,6 +91,16 @@ class StepCapture:
         self._recent: deque[Forward] = deque(maxlen=_MOST_RECENT)
         self._head_changes = ParameterChanges()
         self._in_step: list[HandedOut] | None = None
+        self._has_trained = False
+        self._head = head
+        self.missing_steps = MissingSteps(model, optimizer, guard, on_problem)
+        self.calls = CalledModule(
+            model,
+            head,
+            has_criterion=criterion is not None,
+            guard=guard,
+            on_found=self._follow_part,
+        )
         self._passes = TrainedPasses(
             self._observer,
             GradientResets(optimizer, guard),
@@ -94,13 +108,28 @@ class StepCapture:
             at_once=scope.is_of_all,
             on_observation=on_observation,
         )
-        done = ModuleHook(self._forward_done, guard)
-        guard.attach(model.register_forward_hook, done, with_kwargs=True)
+        self._follow_calls(model)
         guard.attach(optimizer.register_step_pre_hook, Hook(self._step_begins, guard))
         guard.attach(optimizer.register_step_post_hook, Hook(self._step_done, guard))
         if isinstance(criterion, nn.Module):
             called = ModuleHook(self._criterion_done, guard)
             guard.attach(criterion.register_forward_hook, called, with_kwargs=True)
+
+    def _follow_calls(self, module: nn.Module) -> None:
+        done = ModuleHook(self._forward_done, self._guard)
+        self._guard.attach(module.register_forward_hook, done, with_kwargs=True)
+
+    def _follow_part(self, module: nn.Module, takes_data: bool) -> None:
+        """Take the calls of a part of the model for those of the model, from the next one on."""
+        self.head_finder.close()
+        self.head_finder = HeadFinder(module, self._head, self._guard)
+        self.representations.follow(module, takes_data)
+        self._follow_calls(module)
+
+    @property
+    def sees_training(self) -> bool:
+        """Whether the logits of what the loop trains are seen."""
+        return self._has_trained or (self.calls.is_known and self._recorder is None)
 
     def turn_off(self) -> None:
         """Measure no more; hooks stay, for they can't be taken off while they run."""
@@ -120,8 +149,8 @@ class StepCapture:
 
     # Forward and backward pass
 
-    def _forward_done(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not (self._is_on and torch.is_grad_enabled()):
+    def _forward_done(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not (self._is_on and torch.is_grad_enabled()) or module is not self.calls.module:
             return
         is_measured = self._is_measured(self.steps)
         found = self.head_finder.logits_of((args, kwargs), output, is_measured=is_measured)
@@ -129,7 +158,9 @@ class StepCapture:
             self._remember_head()  # first pass inside a closure: the head is only known now
         if found is None or not found.tensor.requires_grad:
             return
-        if self._recorder is None and not is_measured:
+        if not self.calls.is_known:
+            self.calls.found(module)
+        if self._recorder is None and not is_measured and not self.missing_steps.is_possible():
             return  # without sample identities, nothing of this step is kept
         logits = found.tensor
         forward = self._forward_of(found, args, kwargs)
@@ -189,7 +220,9 @@ class StepCapture:
         if not self._is_on:
             return
         one.take_gradient(gradient)
-        handed_out = one.source.handed_out
+        self._has_trained, handed_out = True, one.source.handed_out
+        if self._in_step is None:
+            self.missing_steps.trained_on(handed_out)
         if handed_out is not None:
             if handed_out.is_evaluated_again(one.samples, self._in_step):
                 return
@@ -213,6 +246,8 @@ class StepCapture:
         if not self._is_on:
             return None
         self._in_step = []
+        if not self.calls.is_known:
+            self.representations.remember()
         self._head_changes.take()
         self._remember_head()
         return self._scope.step_begins(args, kwargs)
@@ -228,6 +263,8 @@ class StepCapture:
         if not self._is_on:
             return
         self.steps += 1
+        self.calls.step_made()
+        self.missing_steps.step_made()
         if self._recorder is not None:
             self._recorder.stepped()
         observations = self._passes.take_step()
