@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .capture.head import is_linear
 from .capture.loader.first_samples import FirstSamples
+from .capture.loader.wrapped import loaders_in
 from .errors import ArgumentTypeError, ArgumentValueError
-from .samples.known_labels import KnownNoise
+from .samples.known_labels import KnownNoise, known_noise
 from .stopping.rule import Rule
 from .type_names import got, instead, type_name
 
@@ -46,7 +45,7 @@ class Settings:
 
 def checked(
     model: nn.Module,
-    loader: Any,
+    loader: DataLoader[Any] | None,
     *,
     criterion: Any,
     head: Any,
@@ -69,7 +68,6 @@ def checked(
         ArgumentTypeError: One of them is of a type that cannot be used.
         ArgumentValueError: One of them has a value that cannot be used.
     """
-    check_loader(loader)
     check_head(model, head)
     check_criterion(criterion, loader)
     check_choices(scope, engine, stop, keep_best)
@@ -77,12 +75,10 @@ def checked(
     check_count("max_tracked", max_tracked)
     check_output(log_dir, writer)
     dataset = loader.dataset if loader is not None else None
-    flags, labels = check_noisy(noisy, dataset), check_true_labels(true_labels, dataset)
-    noisy_is_known = flags is not None or labels is not None
     return Settings(
         criterion=criterion,
         head=head,
-        noisy=KnownNoise(flags, labels) if noisy_is_known else None,
+        noisy=known_noise(noisy, true_labels, dataset),
         engine=_chosen(engine, model) if scope == "all" else None,
         every=every if every is not None else _EVERY[scope],
         stop=stop,
@@ -149,20 +145,33 @@ def check_head(model: nn.Module, head: Any) -> None:
         )
 
 
-def check_loader(loader: Any) -> None:
-    """Raises unless the loader is None or a torch DataLoader."""
-    if loader is not None and not isinstance(loader, DataLoader):
+def check_loader(loader: Any) -> DataLoader[Any] | None:
+    """The torch DataLoader that draws the batches, out of what trainers put around it.
+
+    Raises:
+        ArgumentTypeError: There is none, or more than one.
+    """
+    if loader is None:
+        return None
+    found = loaders_in(loader)
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise ArgumentTypeError(
-            f"{got('train_loader', loader)}; pass the torch DataLoader of the training data, or "
-            f"leave it out and do without suspects and stop{instead('train_loader', loader)}"
+            f"{got('train_loader', loader)} around {len(found)} DataLoaders; pass the one whose "
+            "labels are trained on"
         )
+    raise ArgumentTypeError(
+        f"{got('train_loader', loader)}; pass the torch DataLoader of the training data, or leave "
+        f"it out and do without suspects and stop{instead('train_loader', loader)}"
+    )
 
 
 def check_validation(validation: Any, loader: Any) -> FirstSamples | None:
     """The held-out samples; raises unless they can be iterated over again, and are held out."""
     if validation is None:
         return None
-    if validation is loader:
+    if validation is loader or (loader is not None and loader in loaders_in(validation)):
         raise ArgumentValueError("got train_loader as validation; pass a loader of other samples")
     is_one = isinstance(validation, (str, bytes, Tensor, Mapping, Iterator))
     if is_one or not isinstance(validation, Iterable):
@@ -253,48 +262,3 @@ def check_output(log_dir: Any, writer: Any) -> None:
             f"{got('writer', writer)}; pass a SummaryWriter, or anything with "
             "add_scalar(tag, value, step)"
         )
-
-
-def check_noisy(noisy: Any, dataset: Any) -> Tensor | Callable[..., Tensor] | None:
-    """`noisy` as a bool tensor `[n]` or a callable; raises for anything else."""
-    if noisy is None or (callable(noisy) and not isinstance(noisy, Tensor)):
-        return noisy
-    flags = _column("noisy", noisy, dataset)
-    if flags.dtype != torch.bool:
-        raise ArgumentTypeError(
-            f"got noisy of type {flags.dtype}; pass one bool per sample, True where the label is "
-            "wrong, or a function (inputs, targets, index) -> bool [B]"
-        )
-    return flags
-
-
-def check_true_labels(true_labels: Any, dataset: Any) -> Tensor | None:
-    """`true_labels` as an int64 tensor `[n]`; raises for anything else."""
-    if true_labels is None:
-        return None
-    labels = _column("true_labels", true_labels, dataset)
-    if labels.dtype == torch.bool or labels.is_floating_point():
-        raise ArgumentTypeError(
-            f"got true_labels of type {labels.dtype}; pass one integer class per sample"
-        )
-    return labels.long()
-
-
-def _column(name: str, values: Any, dataset: Any) -> Tensor:
-    if not isinstance(values, (Tensor, np.ndarray, list, tuple)):
-        raise ArgumentTypeError(f"{got(name, values)}; pass one value per sample")
-    try:
-        column = torch.as_tensor(values).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentTypeError(f"got {name} that is no tensor: {error}") from error
-    if not isinstance(dataset, Sized):
-        raise ArgumentValueError(
-            f"got {name} by sample and no train_loader whose data set has a length; samples then "
-            "have no index: pass train_loader, or a function of the batch"
-        )
-    if column.shape != (len(dataset),):
-        raise ArgumentValueError(
-            f"got {name} of shape {list(column.shape)} for a data set of {len(dataset)} samples; "
-            "pass one value per sample, in the order of train_loader.dataset"
-        )
-    return column

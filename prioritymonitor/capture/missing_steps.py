@@ -50,6 +50,7 @@ class MissingSteps:
         self._batches = 0
         self._drops = 0
         self._latest: object = None
+        self._is_said = False
         self._stepped_instead: str | None = None
         self._handle: Handle | None = None
 
@@ -61,11 +62,12 @@ class MissingSteps:
         self._passes += 1
         return self._passes > _SUSPICIOUS
 
-    def trained_on(self, batch: object) -> None:
+    def trained_on(self, batch: object, is_of_loop: bool) -> None:
         """A batch is about to be trained on, outside of any step.
 
         Args:
             batch: Which one: an attack goes through the model with the same one many times.
+            is_of_loop: False where it may be that of a test, which drops its gradients.
         """
         if batch is not None and batch is self._latest:
             return
@@ -76,7 +78,8 @@ class MissingSteps:
         if self._handle is None:
             hook = Hook(self._stepped, self._guard)
             self._handle = self._guard.attach(register_optimizer_step_post_hook, hook)
-        self._drops += not any(one.grad is not None for one in _parameters(self._optimizer))
+        has_gradients = any(one.grad is not None for one in _parameters(self._optimizer))
+        self._drops += is_of_loop and not has_gradients
         if self._batches >= MOST_BATCHES and (self._stepped_instead or self._drops >= _DROPS):
             self._say(f"in {MOST_BATCHES} batches that {self._model} was trained on")
 
@@ -87,8 +90,9 @@ class MissingSteps:
             self._say("in two epochs")
 
     def _say(self, when: str) -> None:
-        """Say that no step was made."""
-        other = self._stepped_instead
+        if self._is_said:
+            return
+        self._is_said, other = True, self._stepped_instead
         self._on_problem(
             f"the {type_name(self._optimizer)} that the monitor was made with has made no step "
             f"{when}{f', while a {other} stepped parameters of it' if other else ''}: nothing is "
@@ -99,7 +103,7 @@ class MissingSteps:
     def step_made(self) -> None:
         """The watched optimizer made a step."""
         self._passes, self._batches, self._drops, self._epochs = 0, 0, 0, 0
-        self._latest, self._stepped_instead = None, None
+        self._latest, self._stepped_instead, self._is_said = None, None, False
         if self._handle is not None:
             self._guard.attachments.remove(self._handle)
             self._handle = None
