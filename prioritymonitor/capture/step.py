@@ -47,7 +47,7 @@ class StepCapture:
         is_measured: Tells from the number of optimizer steps made so far whether the next one is
             measured.
         one_by_one: Observe each micro-batch alone, because someone wants to see its inputs.
-        scope: What is measured of the gradients.
+        scope_of: What is measured of the gradients, in passes of the model or of a part of it.
         first_visits: Wants to know what samples look like before they are learnt; None: nobody.
         on_observation: Called with each `Observation`, some steps late at most; `observe` brings it
             up to date.
@@ -66,7 +66,7 @@ class StepCapture:
         recorder: LoaderRecorder | None,
         is_measured: Callable[[int], bool],
         one_by_one: bool,
-        scope: Scope,
+        scope_of: Callable[[nn.Module], Scope],
         first_visits: FirstVisits | None,
         on_observation: Callable[[Observation], None],
         on_step: Callable[[Step], None],
@@ -80,7 +80,7 @@ class StepCapture:
         self._recorder = recorder
         self._is_measured = is_measured
         self._keeps_inputs = one_by_one
-        self._scope = scope
+        self._scope_of, self._scope = scope_of, scope_of(model)
         self._on_step = on_step
         self._guard = guard
         self._observer = Observer(criterion)
@@ -105,7 +105,7 @@ class StepCapture:
             self._observer,
             GradientResets(optimizer, guard),
             one_by_one=one_by_one,
-            at_once=scope.is_of_all,
+            at_once=self._scope.is_of_all,
             on_observation=on_observation,
         )
         self._follow_calls(model)
@@ -124,6 +124,8 @@ class StepCapture:
         self.head_finder.close()
         self.head_finder = HeadFinder(module, self._head, self._guard)
         self.representations.follow(module, takes_data)
+        self._scope.close()
+        self._scope = self._scope_of(module)
         self._follow_calls(module)
 
     @property
