@@ -34,8 +34,8 @@ def take_over(run: Run, model: nn.Module, optimizer: Optimizer) -> None:
     if earlier is None or earlier.phase is Phase.CLOSED:
         return
     earlier.log.once(
-        "another GradientMonitor was made of the same model and optimizer: this one is closed, and "
-        "what it measured can still be read"
+        "another GradientMonitor was made of the same model and optimizer, so the earlier one is "
+        "closed; what it measured can still be read. A notebook keeps a monitor that was shown"
     )
     with contained(
         lambda error: run.log.once(f"the one before was not closed: {described(error)}")

@@ -85,7 +85,7 @@ class Loop:
                 "and no stop. Pass the DataLoader that the loop iterates over; without one, "
                 "statistics of steps are measured, and monitor.end_epoch() ends an epoch of them"
             )
-        if capture.calls.is_known:
+        if capture.calls.is_settled:
             self._tell(self._health.add_first_step(step))
         for observation in step.observations:
             micro_batches = len(observation.health.finite)

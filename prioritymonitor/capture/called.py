@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import private
 from .head import is_linear, logits_in
 from .hooks import Guard, Handle, Hook, ModuleHook
 from .losses.criterion import through_log_softmax
@@ -66,6 +67,11 @@ class CalledModule:
         self._handles: list[Handle] = []
 
     @property
+    def is_settled(self) -> bool:
+        """True once it is known, or nobody looks any more."""
+        return self.is_known or self._steps >= MOST_STEPS
+
+    @property
     def name(self) -> str:
         """Name of the module in the model, empty for the model itself."""
         names: dict[nn.Module, str] = {m: name for name, m in self._model.named_modules()}
@@ -102,7 +108,9 @@ class CalledModule:
         begins, ends = ModuleHook(self._begins, self._guard), ModuleHook(self._ends, self._guard)
         hidden = hidden_layers(self._model)
         for module in self._model.modules():
-            if module is self._model or module in hidden or not self._may_give_logits(module):
+            # What wraps a compiled module calls its own hooks, and those inside are not called.
+            is_seen = module not in hidden or private.inside_compiled(module) is not None
+            if module is self._model or not (is_seen and self._may_give_logits(module)):
                 continue
             before = self._guard.attach(module.register_forward_pre_hook, begins)
             after = self._guard.attach(module.register_forward_hook, ends, with_kwargs=True)

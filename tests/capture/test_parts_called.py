@@ -125,6 +125,36 @@ def test_a_criterion_inside_the_model_is_not_taken_for_it(kind, said):
     monitor.close()
 
 
+@pytest.mark.parametrize("kind", ["passed in", "recognised"])
+def test_a_part_that_was_compiled_is_followed(kind, said):
+    model = Whole(torch.compile(wide(), backend="eager"))
+    options = {"criterion": model.loss} if kind == "passed in" else {}
+    monitor, data = train(
+        model, CALLS["its network"], epochs=2, loss=lambda z, y: model.loss(z, y), **options
+    )
+    assert labels_seen(monitor) == dict(enumerate(data.given.tolist()))
+    assert "coherence" in monitor.latest
+    assert (monitor.samples()["vote"] >= 0).sum() >= 360
+    assert said() == []
+    monitor.close()
+
+
+def test_losses_go_on_where_no_part_can_be_seen_and_that_is_said(said):
+    model = Whole(wide())
+    model.net.compile(backend="eager")
+    monitor, data = train(
+        model,
+        CALLS["its network"],
+        epochs=4,
+        loss=lambda z, y: model.loss(z, y),
+        criterion=model.loss,
+    )
+    assert labels_seen(monitor) == dict(enumerate(data.given.tolist()))
+    assert len(monitor.history()) == 4
+    assert sum("no linear layer was seen" in message for message in said()) == 1
+    monitor.close()
+
+
 def test_the_head_that_was_named_is_the_one_that_is_followed(said):
     model = Whole(wide())
     monitor, _ = train(model, CALLS["its network"], epochs=1, head=model.net[-1])
@@ -161,6 +191,28 @@ def test_statistics_of_a_part_equal_the_oracle(way):
         else:
             run.check(1e-9)
     run.monitor.close()
+
+
+def test_a_part_that_is_trained_by_another_loss_first_is_not_taken_for_it(said):
+    data = separable()
+    torch.manual_seed(0)
+    model = Whole(wide())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loader = make_loader(data, batch_size=20, shuffle=True)
+    monitor = GradientMonitor(model, optimizer, loader)
+    for epoch in range(4):
+        for x, y, _ in loader:
+            optimizer.zero_grad()
+            if epoch == 0:
+                (model.net[0](x).square().mean() - 1).square().backward()
+            else:
+                F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert monitor.decision.reason is not StopReason.FAILED
+    assert len(monitor.history()) == 3
+    assert (monitor.samples()["visits"] == 3).all()
+    assert [message for message in said() if "no gradient was seen at logits" in message] == said()
+    monitor.close()
 
 
 def test_parameters_before_the_part_are_said_to_be_left_out(said):
