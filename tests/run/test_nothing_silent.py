@@ -6,9 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    TensorDataset,
+)
 
-from prioritymonitor import GradientMonitor, StopReason
+from prioritymonitor import ArgumentValueError, GradientMonitor, StopReason
 from tests.support.cases import make_data, make_loader, mlp
 from tests.support.separable import separable
 
@@ -190,6 +197,20 @@ def test_ten_times_over_the_data_set_is_still_an_epoch(said):
     assert len(monitor.history()) == 2
     assert said() == []
     monitor.close()
+
+
+def test_a_data_set_that_claims_more_samples_than_memory_holds_is_refused_with_what_to_do():
+    class Claims(Dataset):
+        def __len__(self):
+            return 10**15
+
+        def __getitem__(self, index):
+            return torch.zeros(7), 0
+
+    model, loader = mlp(), DataLoader(Claims(), batch_size=10)
+    with pytest.raises(ArgumentValueError, match="1,000,000,000,000,000 samples"):
+        GradientMonitor(model, sgd(model), loader)
+    assert not model._forward_hooks
 
 
 # Nobody asks
