@@ -13,11 +13,13 @@ from torch.optim import Optimizer
 
 from ..records import HeadUpdate, Observation, Step
 from . import private
+from .called import CalledModule
 from .graph import Derivation, before_copies, find_derivation, leave_mark
 from .head import HeadFinder, Logits, unknown
 from .hooks import Guard, Hook, ModuleHook
 from .loader.handed_out import HandedOut
 from .loader.recorder import LoaderRecorder
+from .missing_steps import MissingSteps
 from .observer import Observer
 from .parameters import ParameterChanges
 from .passes import Forward, Pass, begin, begin_from, forward_of
@@ -46,11 +48,12 @@ class StepCapture:
         is_measured: Tells from the number of optimizer steps made so far whether the next one is
             measured.
         one_by_one: Observe each micro-batch alone, because someone wants to see its inputs.
-        scope: What is measured of the gradients.
+        scope_of: What is measured of the gradients, in passes of the model or of a part of it.
         first_visits: Wants to know what samples look like before they are learnt; None: nobody.
         on_observation: Called with each `Observation`, some steps late at most; `observe` brings it
             up to date.
         on_step: Called with each `Step`, after the optimizer step.
+        on_problem: Gets a sentence on a loop that can't be measured.
         guard: Times the hooks, and gets any exception of ours.
     """
 
@@ -64,10 +67,11 @@ class StepCapture:
         recorder: LoaderRecorder | None,
         is_measured: Callable[[int], bool],
         one_by_one: bool,
-        scope: Scope,
+        scope_of: Callable[[nn.Module], Scope],
         first_visits: FirstVisits | None,
         on_observation: Callable[[Observation], None],
         on_step: Callable[[Step], None],
+        on_problem: Callable[[str], None],
         guard: Guard,
     ) -> None:
         self.steps = 0
@@ -77,7 +81,7 @@ class StepCapture:
         self._recorder = recorder
         self._is_measured = is_measured
         self._keeps_inputs = one_by_one
-        self._scope = scope
+        self._scope_of, self._scope = scope_of, scope_of(model)
         self._on_step = on_step
         self._guard = guard
         self._observer = Observer(criterion)
@@ -88,20 +92,47 @@ class StepCapture:
         self._recent: deque[Forward] = deque(maxlen=_MOST_RECENT)
         self._head_changes = ParameterChanges()
         self._in_step: list[HandedOut] | None = None
+        self._has_trained = False
+        self._head = head
+        self.missing_steps = MissingSteps(model, optimizer, guard, on_problem)
+        self.calls = CalledModule(
+            model,
+            head,
+            has_criterion=criterion is not None,
+            guard=guard,
+            on_found=self._follow_part,
+        )
         self._passes = TrainedPasses(
             self._observer,
             GradientResets(optimizer, guard),
             one_by_one=one_by_one,
-            at_once=scope.is_of_all,
+            at_once=self._scope.is_of_all,
             on_observation=on_observation,
         )
-        done = ModuleHook(self._forward_done, guard)
-        guard.attach(model.register_forward_hook, done, with_kwargs=True)
+        self._follow_calls(model)
         guard.attach(optimizer.register_step_pre_hook, Hook(self._step_begins, guard))
         guard.attach(optimizer.register_step_post_hook, Hook(self._step_done, guard))
         if isinstance(criterion, nn.Module):
             called = ModuleHook(self._criterion_done, guard)
             guard.attach(criterion.register_forward_hook, called, with_kwargs=True)
+
+    def _follow_calls(self, module: nn.Module) -> None:
+        done = ModuleHook(self._forward_done, self._guard)
+        self._guard.attach(module.register_forward_hook, done, with_kwargs=True)
+
+    def _follow_part(self, module: nn.Module, takes_data: bool) -> None:
+        """Take the calls of a part of the model for those of the model, from the next one on."""
+        self.head_finder.close()
+        self.head_finder = HeadFinder(module, self._head, self._guard)
+        self.representations.follow(module, takes_data)
+        self._scope.close()
+        self._scope = self._scope_of(module)
+        self._follow_calls(module)
+
+    @property
+    def sees_training(self) -> bool:
+        """Whether the logits of what the loop trains are seen."""
+        return self._has_trained or (self.calls.is_known and self._recorder is None)
 
     def turn_off(self) -> None:
         """Measure no more; hooks stay, for they can't be taken off while they run."""
@@ -121,8 +152,8 @@ class StepCapture:
 
     # Forward and backward pass
 
-    def _forward_done(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not (self._is_on and torch.is_grad_enabled()):
+    def _forward_done(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not (self._is_on and torch.is_grad_enabled()) or module is not self.calls.module:
             return
         is_measured = self._is_measured(self.steps)
         found = self.head_finder.logits_of((args, kwargs), output, is_measured=is_measured)
@@ -130,7 +161,9 @@ class StepCapture:
             self._remember_head()  # first pass inside a closure: the head is only known now
         if found is None or not found.tensor.requires_grad:
             return
-        if self._recorder is None and not is_measured:
+        if not self.calls.is_known:
+            self.calls.found(module)
+        if self._recorder is None and not is_measured and not self.missing_steps.is_possible():
             return  # without sample identities, nothing of this step is kept
         logits = found.tensor
         forward = self._forward_of(found, args, kwargs)
@@ -205,7 +238,10 @@ class StepCapture:
         if not self._is_on:
             return
         one.take_gradient(gradient)
-        handed_out = self._batch_of(one)
+        self._has_trained, handed_out = True, self._batch_of(one)
+        if self._in_step is None:
+            is_of_loop = self._recorder is None or handed_out is not None
+            self.missing_steps.trained_on(handed_out, is_of_loop)
         if handed_out is not None:
             if handed_out.is_evaluated_again(one.samples, self._in_step):
                 return
@@ -247,6 +283,8 @@ class StepCapture:
         if not self._is_on:
             return None
         self._in_step = []
+        if not self.calls.is_known:
+            self.representations.remember()
         self._head_changes.take()
         self._remember_head()
         return self._scope.step_begins(args, kwargs)
@@ -262,6 +300,8 @@ class StepCapture:
         if not self._is_on:
             return
         self.steps += 1
+        self.calls.step_made()
+        self.missing_steps.step_made()
         if self._recorder is not None:
             self._recorder.stepped()
         observations = self._passes.take_step()
