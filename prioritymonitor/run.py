@@ -217,15 +217,15 @@ class Run:
             return
         self.attached.capture.observe()
         self.steps.report()
-        self.log.once(*self._health.end_epoch(self.epoch + 1))
+        self.log.once(*self.attached.check_labels(), *self._health.end_epoch(self.epoch + 1))
+        self._check_identity()
         steps, epoch = self.attached.capture.steps, self.epoch + 1
         record = dict.fromkeys(RECORD_KEYS) | {"epoch": epoch, "step": steps, "time": time.time()}
         if self.judge is not None:
             self.expected_steps = self.judge.count_steps(self.expected_steps)
         keeper = self.judge.keeper if self.judge is not None else None
         record |= self.validation.end_epoch(keeper, steps)
-        had_stopped = self.decision.stop
-        decision = self._judge(record)
+        had_stopped, decision = self.decision.stop, self._judge(record)
         record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}
         record["reason"] = decision.reason.name
         # Nothing that has failed before this line leaves a part of an epoch behind.
