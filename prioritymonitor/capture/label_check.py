@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .traced import COUNTS, Compared
+from .traced import COUNTS, Traced
 
 _MOST_OTHERS = 0.01
 """Share of samples in batches of other labels from which on their identity is doubted."""
@@ -23,10 +23,13 @@ class LabelCheck:
     def __init__(self) -> None:
         self._counts: Tensor | None = None
         self._pairs: Tensor | None = None
+        self._agreeing = 0
         self._has_told = False
 
-    def add(self, compared: Compared | None, classes: int) -> None:
-        """Take passes into account; None where nothing was compared."""
+    def add(self, traced: Traced, classes: int) -> None:
+        """Take passes into account."""
+        self._agreeing += traced.agreeing
+        compared = traced.compared
         if compared is None:
             return
         if self._counts is None:
@@ -48,11 +51,12 @@ class LabelCheck:
         Returns:
             Why samples have no identity, None if they have; and what else is to be told.
         """
-        counts, pairs = self._counts, self._pairs
-        self._counts = self._pairs = None
+        counts, pairs, agreeing = self._counts, self._pairs, self._agreeing
+        self._counts, self._pairs, self._agreeing = None, None, 0
         if counts is None:
             return None, None
         of = dict(zip(COUNTS, counts.tolist(), strict=True))
+        of["compared"] += agreeing
         most = _MOST_OTHERS * (of["compared"] + of["nameless"])
         if of["nameless"] > most:
             return (

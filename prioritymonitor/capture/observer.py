@@ -16,6 +16,7 @@ from .loader.own_labels import own_labels
 from .losses.criterion import Criterion, Loss
 from .losses.cross_entropy import recognise_cross_entropy
 from .losses.dense import of_samples
+from .losses.soft_targets import Doubt
 from .passes import Forward, Pass
 from .traced import Traced
 
@@ -32,6 +33,7 @@ class Observer:
         self.label_check = LabelCheck()
         """Compares what the loss sees with what the loader gave."""
         self._criterion = Criterion(criterion) if criterion is not None else None
+        self._may_be_soft = Doubt()
         self._own_labels = functools.cache(lambda: own_labels(dataset()))
 
     @property
@@ -64,7 +66,7 @@ class Observer:
                 observed = of_samples(
                     observed, positions, torch.stack(reached) if reached else None
                 )
-            self.label_check.add(traced.compared, observed.visits.classes)
+            self.label_check.add(traced, observed.visits.classes)
         seen = [one.representation for one in passes if one.representation is not None]
         visits = replace(
             observed.visits,
@@ -90,7 +92,7 @@ class Observer:
                     "got logits with one number per sample; a cross-entropy over classes needs at "
                     "least two: pass the loss as criterion="
                 )
-            return recognise_cross_entropy(logits, gradient, traced.judged_by)
+            return recognise_cross_entropy(logits, gradient, traced.judged_by, self._may_be_soft)
         given = [torch.stack(some).to(device) for some in zip(*map(_targets, passes), strict=True)]
         assert form is not None
         return self._criterion(logits, given, gradient, form, passes[0].is_log, traced.judged_by)

@@ -18,17 +18,23 @@ from torch import Tensor
 from ...records import HeadGradients, Observation, PassHealth, TargetKind, Visits
 from .products import Products, class_error, class_margin_
 from .shown import JudgedBy, Shown, judged_as_shown, weights_in
-from .soft_targets import SoftTargets, find_soft_targets
+from .soft_targets import Doubt, SoftTargets, find_soft_targets
 
 _LEAST_WEIGHTED = 1e-5
 """Unexplained share from which on samples have weights of their own, which differ by 0.3 %."""
+
+_MUCH = 1e-3
+"""Unexplained share of passes that are not understood."""
 
 _LEAST_SOFT = 1e-6
 """Unexplained share from which on the targets may be more than one class each."""
 
 
 def recognise_cross_entropy(
-    logits: Tensor, gradient: Tensor, judged_by: JudgedBy = judged_as_shown
+    logits: Tensor,
+    gradient: Tensor,
+    judged_by: JudgedBy = judged_as_shown,
+    may_be_soft: Doubt | None = None,
 ) -> Observation:
     """Recover labels, losses and residuals of a cross-entropy loss nobody told us of.
 
@@ -41,6 +47,7 @@ def recognise_cross_entropy(
             position of one.
         gradient: What reached the logits, `[K, R, C]`, in any floating type.
         judged_by: Tells the labels by which rows are judged.
+        may_be_soft: What is known of the run so far.
     """
     type_of_gradient = torch.finfo(gradient.dtype)
     gradient = gradient.to(logits.dtype)
@@ -49,9 +56,11 @@ def recognise_cross_entropy(
     found = _of_one_class(logits, log_total, probability, gradient, type_of_gradient)
     finite = found.products.finite & log_total.sum((1, 2)).isfinite()
     least = max(_LEAST_SOFT, (type_of_gradient.eps / 2) ** 2)
-    if _is_any(found.unexplained > least):
+    if (may_be_soft or Doubt())(found.unexplained > least):
         soft = find_soft_targets(probability, gradient, found.products.energy, least)
         found = _softened(found, soft, logits - log_total, least)
+    elif logits.device.type != "cpu":
+        found = _set_aside(found)
     counted = found.counted & finite.unsqueeze(1)
     shown = Shown(found.label, found.weight_of, counted, found.is_mixed, logits.shape[2])
     label, is_own = judged_by(shown)
@@ -166,9 +175,12 @@ def _softened(found: _Found, soft: SoftTargets, log_probability: Tensor, least: 
     )
 
 
-def _is_any(flags: Tensor) -> bool:
-    """Whether any is set; True where the device would have to be waited for."""
-    return flags.device.type != "cpu" or bool(flags.numpy().any())
+def _set_aside(found: _Found) -> _Found:
+    """The same without passes of which is not known yet whether their targets are soft."""
+    is_told = found.unexplained <= _MUCH
+    unexplained = torch.where(is_told, found.unexplained, 0.0)
+    counted = found.counted & is_told.unsqueeze(1)
+    return replace(found, unexplained=unexplained, counted=counted)
 
 
 def _strength(products: Products, least: float) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -24,14 +23,14 @@ class Shown:
     classes: int
 
 
-JudgedBy = Callable[[Shown], tuple[Tensor, Tensor]]
+JudgedBy = Callable[[Shown], tuple[Tensor, Tensor | None]]
 """What was shown -> the labels to judge the rows by, `[K, R]`, and whether a row says anything of
-its own sample, bool `[K, R]`."""
+its own sample, bool `[K, R]`; None where all do."""
 
 
-def judged_as_shown(shown: Shown) -> tuple[Tensor, Tensor]:
+def judged_as_shown(shown: Shown) -> tuple[Tensor, None]:
     """For rows of which nothing else is known."""
-    return shown.label, torch.ones_like(shown.counted)
+    return shown.label, None
 
 
 def weights_in(target: Tensor, floor: Tensor) -> Callable[[Tensor], Tensor]:

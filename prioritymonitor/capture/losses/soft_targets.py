@@ -14,14 +14,43 @@ from torch import Tensor
 
 from .products import ROUNDINGS
 
-_ROUNDS = 3
-"""Turns of finding the labels and the line through the other points; two are enough."""
+_ROUNDS = 2
+"""Turns of finding the labels and the line through the other points."""
 
 _LEAST_PROBABLE = 0.5
 """Least probability, in units of 1/C, from which a first strength is taken."""
 
+_LONGEST_WAIT = 64
+"""Times that an accelerator is not asked, after more and more of them at the beginning."""
+
 _MOST_SMOOTHING = 0.95
 _MOST_NEGATIVE = 1e-3
+
+
+class Doubt:
+    """Whether targets may be soft, without a wait for the device in every step."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._was_any: Tensor | None = None
+        self._is_known = False
+
+    def __call__(self, is_unexplained: Tensor) -> bool:
+        """Whether some passes of a run need soft targets, as far as it is known.
+
+        Args:
+            is_unexplained: Whether single classes do not explain a pass, bool `[K]`.
+        """
+        if is_unexplained.device.type == "cpu":
+            return is_any(is_unexplained)
+        if self._is_known:
+            return True
+        is_any_now = is_unexplained.any()
+        self._was_any = is_any_now if self._was_any is None else self._was_any | is_any_now
+        self._asked += 1
+        if self._asked % _LONGEST_WAIT == 0 or self._asked & (self._asked - 1) == 0:
+            self._is_known = bool(self._was_any)
+        return self._is_known
 
 
 class SoftTargets(NamedTuple):
@@ -50,15 +79,19 @@ def find_soft_targets(
         energy: Square of the gradient of each row, `[K, R]`.
         least: Unexplained share that rounding may leave.
     """
-    smoothed = _fit(probability, gradient, energy, labels=1)
-    mixed = _fit(probability, gradient, energy, labels=2)
-    unexplained = smoothed.unexplained
-    is_mixed = (unexplained > least) & (mixed.unexplained < unexplained / 2)
-    strength, floor, unexplained = (
-        torch.where(is_mixed, *pair) for pair in zip(mixed, smoothed, strict=True)
-    )
-    target = probability - gradient / strength[:, None, None]
-    return SoftTargets(target, floor, strength, unexplained, is_mixed)
+    line = _fit(probability, gradient, energy, labels=1)
+    is_mixed = line.unexplained > least
+    if is_any(is_mixed):
+        mixed = _fit(probability, gradient, energy, labels=2)
+        is_mixed &= mixed.unexplained < line.unexplained / 2
+        line = _Line(*(torch.where(is_mixed, *pair) for pair in zip(mixed, line, strict=True)))
+    target = probability - gradient / line.strength[:, None, None]
+    return SoftTargets(target, line.floor, line.strength, line.unexplained, is_mixed)
+
+
+def is_any(flags: Tensor) -> bool:
+    """Whether any is set; True where the device would have to be waited for."""
+    return flags.device.type != "cpu" or bool(flags.numpy().any())
 
 
 class _Line(NamedTuple):
