@@ -86,5 +86,5 @@ def _is_map(pairs: Tensor | None) -> bool:
     if pairs is None:
         return False
     total = int(pairs.sum())
-    is_told = int(pairs.amax(1).sum()) >= (1 - _MOST_OTHERS) * total
+    is_told = total > 0 and int(pairs.amax(1).sum()) >= (1 - _MOST_OTHERS) * total
     return is_told and int(pairs.sum(0).max()) <= _MOST_BY_CHANCE * total

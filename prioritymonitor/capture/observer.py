@@ -66,6 +66,8 @@ class Observer:
                 observed = of_samples(
                     observed, positions, torch.stack(reached) if reached else None
                 )
+            if passes[0].has_labels_of_loader:
+                traced.check(observed.health.unexplained, passes[0].samples)
             self.label_check.add(traced, observed.visits.classes)
         seen = [one.representation for one in passes if one.representation is not None]
         visits = replace(

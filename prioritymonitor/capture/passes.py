@@ -89,6 +89,8 @@ class Pass:
     """`[B · P]` or `[B · P, C]`."""
     more_targets: list[Tensor] = field(default_factory=list)
     """Of further calls of the criterion on the same logits, in the same shape."""
+    has_labels_of_loader: bool = False
+    """True if the target is what the loader gave, not what the criterion was called with."""
     gradient: Tensor | None = None
     """Of the head's output, `[B · P, C]`."""
     reached: Tensor | None = None
@@ -162,6 +164,7 @@ class Pass:
         """Keep the labels that the loader gave, where the criterion's call does not show them."""
         if self.pieces and self.pieces[0].labels is not None:
             self.take_target(self.pieces[0].labels, class_dim)
+            self.has_labels_of_loader = True
 
     def shown_labels(self) -> Tensor | None:
         """The label of each sample `[B]` as the loss took it; None where there are several."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .losses.shown import Shown
+from .losses.soft_targets import is_any
 from .passes import Pass
 
 _LEAST_WEIGHT = 0.01
@@ -20,6 +21,9 @@ change some of the labels; in another order, they agree by chance."""
 
 _NEARLY_ALL = 0.9
 """Share of the labels that must agree for a part of a batch to be the one that it is taken for."""
+
+_MOSTLY = 0.5
+"""Share of a gradient that labels in another order leave unexplained, at least."""
 
 _MAIN = 0.5
 """Weight in the target from which on a row tells of a sample."""
@@ -111,6 +115,25 @@ class Traced:
         has_own = is_mixed & is_known & is_right.unsqueeze(1) & (one.given < shown.classes)
         label = torch.where(has_own, one.given, shown.label)
         return label, ~is_mixed | (has_own & (one.weight >= _MAIN))
+
+    def check(self, unexplained: Tensor, samples: int) -> None:
+        """Look at the gradient where the labels are the loader's own, so that they always agree.
+
+        Args:
+            unexplained: Share of the gradient that these labels don't explain, `[K]`.
+            samples: Of each pass.
+        """
+        is_wrong = unexplained > _MOSTLY
+        if self.index is None or not is_any(is_wrong):
+            return
+        rows = is_wrong.repeat_interleave(samples)
+        self._index = torch.where(rows, -1, self.index)
+        if not self._is_whole:
+            return
+        counts = {"compared": torch.ones_like(rows).sum(), "unordered": rows.sum()}
+        of_all = [rows.new_zeros((), dtype=torch.int64) + counts.get(name, 0) for name in COUNTS]
+        nothing = torch.full_like(self._index, -1)
+        self.compared, self.agreeing = Compared(torch.stack(of_all), nothing, nothing + 1), 0
 
     def _agrees(self, shown: Shown) -> bool:
         """Whether all labels are those of the likeliest samples; only where it costs no wait."""
