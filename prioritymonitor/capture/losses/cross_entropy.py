@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...records import HeadGradients, Observation, PassHealth, TargetKind, Visits
 from .products import Products, class_error, class_margin_
-from .shown import JudgedBy, Shown, judged_as_shown, weights_in
-from .soft_targets import Doubt, SoftTargets, find_soft_targets
+from .shown import JudgedBy, Shown, judged_as_shown, own_part, weights_in
+from .soft_targets import Doubt, SoftTargets, find_soft_targets, is_any
 
 _LEAST_WEIGHTED = 1e-5
 """Unexplained share from which on samples have weights of their own, which differ by 0.3 %."""
@@ -64,13 +64,16 @@ def recognise_cross_entropy(
     counted = found.counted & finite.unsqueeze(1)
     shown = Shown(found.label, found.weight_of, counted, found.is_mixed, logits.shape[2])
     label, is_own = judged_by(shown)
-    margin, rival = class_margin_(probability, label)
+    judged = probability
+    if found.target is not None and is_any(found.is_mixed):
+        judged = own_part(probability, found.target, label, found.is_mixed)
+    margin, rival = class_margin_(judged, label)
     is_hard = found.target is None
     visits = Visits(
         given_label=label,
         sample_loss=found.loss,
         margin=margin,
-        error=found.products.square.sqrt() if is_hard else class_error(probability, label),
+        error=found.products.square.sqrt() if is_hard else class_error(judged, label),
         rival=rival,
         counted=counted,
         is_own=is_own,

@@ -38,6 +38,15 @@ class WeightedSum:
         parts = [share.unsqueeze(1) * (target == label) for share, target in pairs]
         return torch.stack(parts).sum(0)
 
+    def target_of(self, given: Sequence[Tensor], classes: int) -> Tensor:
+        """Soft targets that the labels of all calls make together, `[K, R, C]`."""
+        shape = (*given[0].shape, classes)
+        target = torch.zeros(shape, dtype=self.share.dtype, device=self.share.device)
+        for share, label in zip(self.share.unbind(1), given, strict=True):
+            weight = share.unsqueeze(1).expand_as(label).unsqueeze(2)
+            target.scatter_add_(2, label.clamp(0, classes - 1).unsqueeze(2), weight)
+        return target
+
     @property
     def is_mixed(self) -> Tensor:
         """Bool `[K]`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -46,3 +47,20 @@ def weights_in(target: Tensor, floor: Tensor) -> Callable[[Tensor], Tensor]:
         return (own - floor) / (1 - target.shape[2] * floor)
 
     return weight_of
+
+
+def own_part(probability: Tensor, target: Tensor, label: Tensor, is_mixed: Tensor) -> Tensor:
+    """Probabilities without what the other label of a mixed row accounts for, `[K, R, C]`.
+
+    A network that has learnt both labels of a row divides its probability as the target does. What
+    is left says how sure it is of the row's own label, whatever the shares are.
+
+    Args:
+        probability: `[K, R, C]`.
+        target: `[K, R, C]`.
+        label: Own label of each row, `[K, R]`.
+        is_mixed: The passes that are changed, bool `[K]`.
+    """
+    left = (probability - target.scatter(2, label.unsqueeze(2), 0)).clamp_(min=0)
+    left /= left.sum(2, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
+    return torch.where(is_mixed[:, None, None], left, probability)

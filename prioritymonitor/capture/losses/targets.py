@@ -13,7 +13,7 @@ from torch import Tensor
 from ...records import TargetKind, Visits
 from .products import class_error, class_margin_
 from .several_calls import WeightedSum
-from .shown import JudgedBy, Shown, weights_in
+from .shown import JudgedBy, Shown, own_part, weights_in
 
 _MOST_ERROR = math.sqrt(2)
 """Norm of the error in probabilities where all of it is on a wrong class."""
@@ -82,9 +82,13 @@ def judged(
         is_mixed = (weight_of(label) < 1 - _MIXED).any(1)
     shown = Shown(label, weight_of, visits.counted, is_mixed, visits.classes)
     own, is_own = judged_by(shown)
-    if calls is not None or target is not None:
-        by_own, _ = classes(logits, own, None, visits.sample_loss)
-        visits = replace(by_own, counted=visits.counted)
+    if calls is not None:
+        target = calls[0].target_of(calls[1], logits.shape[2])
+    if target is not None:
+        judged = own_part(logits.softmax(2), target, own, is_mixed)
+        margin, rival = class_margin_(judged, own)
+        error = class_error(judged, own)
+        visits = replace(visits, given_label=own, margin=margin, error=error, rival=rival)
     return replace(visits, is_own=is_own)
 
 
