@@ -113,6 +113,17 @@ class Attached:
             on_problem=on_problem,
         )
 
+    def check_labels(self) -> list[str]:
+        """Take identity from samples whose labels are not those that the loader gave.
+
+        Returns:
+            What else to tell of the labels of the epoch that ends.
+        """
+        why_none, message = self.capture.label_check.end_epoch()
+        if why_none is not None and self.recorder is not None:
+            self.recorder.lose_identity(why_none)
+        return [] if message is None else [message]
+
     def held_out(self, model: nn.Module, settings: Settings) -> HeldOut | None:
         """The held-out samples, where there are any; nothing is put on them."""
         if settings.validation is None:

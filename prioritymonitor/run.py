@@ -217,14 +217,15 @@ class Run:
         steps, epoch = capture.steps, self.epoch + 1
         if steps == self.steps_at_end:
             return capture.missing_steps.epoch_ended()  # nobody was trained, as far as we see
+        self.log.once(*self.attached.check_labels())
         self.loop.end_epoch(epoch)
+        self._check_identity()
         record = dict.fromkeys(RECORD_KEYS) | {"epoch": epoch, "step": steps, "time": time.time()}
         if self.judge is not None:
             self.expected_steps = self.judge.count_steps(self.expected_steps)
         keeper = self.judge.keeper if self.judge is not None else None
         record |= self.validation.end_epoch(keeper, steps)
-        had_stopped = self.decision.stop
-        decision = self._judge(record)
+        had_stopped, decision = self.decision.stop, self._judge(record)
         record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}
         record["reason"] = decision.reason.name
         # Nothing that has failed before this line leaves a part of an epoch behind.

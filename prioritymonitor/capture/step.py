@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from .called import CalledModule
 from .graph import Derivation, before_copies, find_derivation, leave_mark
 from .head import HeadFinder, Logits, unknown
 from .hooks import Guard, Hook, ModuleHook
+from .identity import Identity
+from .label_check import LabelCheck
 from .loader.handed_out import HandedOut
 from .loader.recorder import LoaderRecorder
 from .missing_steps import MissingSteps
@@ -78,13 +81,13 @@ class StepCapture:
         """Optimizer steps made so far."""
         self.head_finder = HeadFinder(model, head, guard)
         self.representations = Representations(model, first_visits)
-        self._recorder = recorder
+        self._identity = Identity(recorder)
         self._is_measured = is_measured
         self._keeps_inputs = one_by_one
         self._scope_of, self._scope = scope_of, scope_of(model)
         self._on_step = on_step
         self._guard = guard
-        self._observer = Observer(criterion)
+        self._observer = Observer(criterion, lambda: recorder and recorder.dataset)
         self._needs_labels = criterion is not None
         self._hooks_criterion = isinstance(criterion, nn.Module)
         self._is_on = True
@@ -132,7 +135,12 @@ class StepCapture:
     @property
     def sees_training(self) -> bool:
         """Whether the logits of what the loop trains are seen."""
-        return self._has_trained or (self.calls.is_known and self._recorder is None)
+        return self._has_trained or (self.calls.is_known and not self._identity.is_known)
+
+    @property
+    def label_check(self) -> LabelCheck:
+        """Compares the labels that the loss sees with those that the loader gave."""
+        return self._observer.label_check
 
     def turn_off(self) -> None:
         """Measure no more; hooks stay, for they can't be taken off while they run."""
@@ -163,7 +171,7 @@ class StepCapture:
             return
         if not self.calls.is_known:
             self.calls.found(module)
-        if self._recorder is None and not is_measured and not self.missing_steps.is_possible():
+        if not self._identity.is_known and not is_measured and not self.missing_steps.is_possible():
             return  # without sample identities, nothing of this step is kept
         logits = found.tensor
         forward = self._forward_of(found, args, kwargs)
@@ -181,7 +189,7 @@ class StepCapture:
             self._await_gradient(logits, one, node, output)
 
     def _forward_of(self, found: Logits, args: Any, kwargs: Any) -> Forward:
-        forward = forward_of(found, self._candidates(), kwargs.get("labels"))
+        forward = forward_of(found, self._identity.candidates(), kwargs.get("labels"))
         forward.logits_at = self.head_finder.logits_at
         forward.representation = self.representations.of(
             forward, found.tensor.device, self.head_finder.head, (args, kwargs)
@@ -192,9 +200,6 @@ class StepCapture:
         if self._keeps_inputs:
             forward.inputs = args[0] if args else next(iter(kwargs.values()), None)
         return forward
-
-    def _candidates(self) -> tuple[HandedOut, ...]:
-        return self._recorder.waiting.candidates() if self._recorder is not None else ()
 
     def _criterion_done(self, criterion: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not (self._is_on and torch.is_grad_enabled()):
@@ -208,11 +213,15 @@ class StepCapture:
             if self.head_finder.head is not None:
                 return  # the loss of an auxiliary output
             derivation = Derivation(
-                forward_of(unknown(logits), self._candidates(), None), is_exact=False
+                forward_of(unknown(logits), self._identity.candidates(), None), is_exact=False
             )
         class_dim = self._observer.class_dim(logits.shape, derivation.mark)
+        earlier = derivation.mark.pass_of(logits)
+        if earlier is not None and earlier.take_more(target.detach(), class_dim):
+            return
         one = begin_from(derivation, logits, class_dim, target, self._observer.ignored)
         one.take_target(target.detach(), class_dim)
+        one.source.latest = weakref.ref(logits), weakref.ref(one)
         self._await_gradient(logits, one, derivation.node, derivation.output)
 
     def _await_gradient_before_copies(self, one: Pass, node: Any, output: int) -> None:
@@ -238,44 +247,21 @@ class StepCapture:
         if not self._is_on:
             return
         one.take_gradient(gradient)
-        self._has_trained, handed_out = True, self._batch_of(one)
+        self._has_trained, batch = True, self._identity.batch_of(one)
         if self._in_step is None:
-            is_of_loop = self._recorder is None or handed_out is not None
-            self.missing_steps.trained_on(handed_out, is_of_loop)
-        if handed_out is not None:
-            if handed_out.is_evaluated_again(one.samples, self._in_step):
+            is_of_loop = batch is not None or not self._identity.is_known
+            self.missing_steps.trained_on(batch, is_of_loop)
+        if batch is not None:
+            if batch.is_evaluated_again(one.samples, self._in_step):
                 return
-            self._identify(one, handed_out)
-            assert self._recorder is not None
-            self._recorder.trained_on(handed_out)
+            self.representations.are_of(batch, one.source)
+            self._identity.take(one, batch)
+            if self._needs_labels and one.target is None:
+                one.take_labels(self._observer.class_dim(one.shape, one.source))
         if not self._is_measured(self.steps):
             self._passes.add(one)
         elif self._passes.add_to_step(one):
             self._scope.discard()
-
-    def _batch_of(self, one: Pass) -> HandedOut | None:
-        """The batch that a pass is of."""
-        candidates = one.source.candidates
-        if self._recorder is None or not candidates:
-            return None
-        is_on_host = one.logits.device.type == "cpu"
-        return self._recorder.waiting.choose(candidates, one.shown_labels, is_on_host=is_on_host)
-
-    def _identify(self, one: Pass, handed_out: HandedOut) -> None:
-        """Find out which samples of what the loader gave these are."""
-        source = one.source
-        self.representations.are_of(handed_out, source)
-        is_likeliest = handed_out is source.handed_out
-        seen_before = source.seen_before if is_likeliest else handed_out.used
-        if not is_likeliest:
-            source.was_of(handed_out)
-        one.pieces = handed_out.take(one.samples, seen_before)
-        assert self._recorder is not None
-        for other in self._recorder.waiting.carried(source.candidates, handed_out):
-            piece = other.piece(one.samples, 0)
-            one.pieces += (piece,) if piece is not None else ()
-        if self._needs_labels and one.target is None:
-            one.take_labels(self._observer.class_dim(one.shape, one.source))
 
     # Optimizer step
 
@@ -302,8 +288,7 @@ class StepCapture:
         self.steps += 1
         self.calls.step_made()
         self.missing_steps.step_made()
-        if self._recorder is not None:
-            self._recorder.stepped()
+        self._identity.stepped()
         observations = self._passes.take_step()
         update = self._head_update() if observations else None
         self._on_step(Step(observations, update, parameters, self._scope.is_of_all))
