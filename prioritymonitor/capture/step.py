@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..records import HeadUpdate, Observation, Step
+from ..records import Observation, Step
+from . import private
 from .called import CalledModule
-from .graph import Derivation, find_derivation, leave_mark
+from .graph import Derivation, before_copies, find_derivation, leave_mark
 from .head import HeadFinder, Logits, unknown
 from .hooks import Guard, Hook, ModuleHook
 from .loader.handed_out import HandedOut
 from .loader.recorder import LoaderRecorder
 from .missing_steps import MissingSteps
 from .observer import Observer
-from .parameters import ParameterChanges
+from .parameters import ParameterChanges, head_update
 from .passes import Forward, Pass, begin, begin_from, forward_of
 from .representations import FirstVisits, Representations
 from .resets import GradientResets
@@ -91,16 +92,10 @@ class StepCapture:
         self._recent: deque[Forward] = deque(maxlen=_MOST_RECENT)
         self._head_changes = ParameterChanges()
         self._in_step: list[HandedOut] | None = None
-        self._has_trained = False
         self._head = head
         self.missing_steps = MissingSteps(model, optimizer, guard, on_problem)
-        self.calls = CalledModule(
-            model,
-            head,
-            has_criterion=criterion is not None,
-            guard=guard,
-            on_found=self._follow_part,
-        )
+        has_criterion = criterion is not None
+        self.calls = CalledModule(model, head, has_criterion, guard, self._follow_part)
         self._passes = TrainedPasses(
             self._observer,
             GradientResets(optimizer, guard),
@@ -127,11 +122,6 @@ class StepCapture:
         self._scope.close()
         self._scope = self._scope_of(module)
         self._follow_calls(module)
-
-    @property
-    def sees_training(self) -> bool:
-        """Whether the logits of what the loop trains are seen."""
-        return self._has_trained or (self.calls.is_known and self._recorder is None)
 
     def turn_off(self) -> None:
         """Measure no more; hooks stay, for they can't be taken off while they run."""
@@ -173,7 +163,11 @@ class StepCapture:
             self._recent.append(forward)
             leave_mark(logits, self._key, forward)
         else:
-            self._await_gradient(logits, begin(forward, logits), logits.grad_fn, logits.output_nr)
+            one = begin(forward, logits)
+            node, output = before_copies(logits)
+            if node is not logits.grad_fn:
+                self._await_gradient_before_copies(one, node, output)
+            self._await_gradient(logits, one, node, output)
 
     def _forward_of(self, found: Logits, args: Any, kwargs: Any) -> Forward:
         forward = forward_of(found, self._candidates(), kwargs.get("labels"))
@@ -210,6 +204,17 @@ class StepCapture:
         one.take_target(target.detach(), class_dim)
         self._await_gradient(logits, one, derivation.node, derivation.output)
 
+    def _await_gradient_before_copies(self, one: Pass, node: Any, output: int) -> None:
+        """Where a loss inside the model is of what was copied, none reaches the copy."""
+
+        def arrived(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[output]
+            if gradient is not None and one.backward != private.backward_pass():
+                self._scope.backward_begins(one.source)
+                self._trained_on(one, gradient.detach())
+
+        node.register_prehook(Hook(arrived, self._guard))
+
     def _await_gradient(self, logits: Tensor, one: Pass, node: Any, output: int) -> None:
         def arrived(gradient: Tensor) -> None:
             self._scope.backward_begins(one.source)
@@ -222,7 +227,7 @@ class StepCapture:
         if not self._is_on:
             return
         one.take_gradient(gradient)
-        self._has_trained, handed_out = True, self._batch_of(one)
+        handed_out, self.calls.has_trained = self._batch_of(one), True
         if self._in_step is None:
             is_of_loop = self._recorder is None or handed_out is not None
             self.missing_steps.trained_on(handed_out, is_of_loop)
@@ -248,8 +253,11 @@ class StepCapture:
     def _identify(self, one: Pass, handed_out: HandedOut) -> None:
         """Find out which samples of what the loader gave these are."""
         source = one.source
+        self.representations.are_of(handed_out, source)
         is_likeliest = handed_out is source.handed_out
         seen_before = source.seen_before if is_likeliest else handed_out.used
+        if not is_likeliest:
+            source.was_of(handed_out)
         one.pieces = handed_out.take(one.samples, seen_before)
         assert self._recorder is not None
         for other in self._recorder.waiting.carried(source.candidates, handed_out):
@@ -286,11 +294,5 @@ class StepCapture:
         if self._recorder is not None:
             self._recorder.stepped()
         observations = self._passes.take_step()
-        update = self._head_update() if observations else None
+        update = head_update(self._head_changes) if observations else None
         self._on_step(Step(observations, update, parameters, self._scope.is_of_all))
-
-    def _head_update(self) -> HeadUpdate | None:
-        changes = self._head_changes.take()
-        if "weight" not in changes:
-            return None
-        return HeadUpdate(changes["weight"].flatten(1), changes.get("bias"))
