@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..records import HeadUpdate, Observation, Step
-from .graph import Derivation, find_derivation, leave_mark
+from . import private
+from .graph import Derivation, before_copies, find_derivation, leave_mark
 from .head import HeadFinder, Logits, unknown
 from .hooks import Guard, Hook, ModuleHook
 from .loader.handed_out import HandedOut
@@ -140,7 +141,11 @@ class StepCapture:
             self._recent.append(forward)
             leave_mark(logits, self._key, forward)
         else:
-            self._await_gradient(logits, begin(forward, logits), logits.grad_fn, logits.output_nr)
+            one = begin(forward, logits)
+            node, output = before_copies(logits)
+            if node is not logits.grad_fn:
+                self._await_gradient_before_copies(one, node, output)
+            self._await_gradient(logits, one, node, output)
 
     def _forward_of(self, found: Logits, args: Any, kwargs: Any) -> Forward:
         forward = forward_of(found, self._candidates(), kwargs.get("labels"))
@@ -176,6 +181,17 @@ class StepCapture:
         one = begin_from(derivation, logits, class_dim, target, self._observer.ignored)
         one.take_target(target.detach(), class_dim)
         self._await_gradient(logits, one, derivation.node, derivation.output)
+
+    def _await_gradient_before_copies(self, one: Pass, node: Any, output: int) -> None:
+        """Where a loss inside the model is of what was copied, none reaches the copy."""
+
+        def arrived(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[output]
+            if gradient is not None and one.backward != private.backward_pass():
+                self._scope.backward_begins(one.source)
+                self._trained_on(one, gradient.detach())
+
+        node.register_prehook(Hook(arrived, self._guard))
 
     def _await_gradient(self, logits: Tensor, one: Pass, node: Any, output: int) -> None:
         def arrived(gradient: Tensor) -> None:
