@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
+from ...errors import contained
 from .. import private
 from .data_loader import recorded
 from .iterators import Listener, is_recording, release
@@ -64,14 +65,20 @@ def _release(loader: DataLoader[Any]) -> None:
 
 
 def _make_iterator(loader: DataLoader[Any], original: Callable[[], Any]) -> Any:
-    interested = [
-        one
-        for one in _followers
-        if one.dataset is getattr(loader, "dataset", None) and one.wants(loader)
-    ]
-    if not interested or private.GET_ITERATOR in vars(loader):
+    listeners: list[Listener] = []
+    with contained(lambda _: None):  # nobody knows yet whether it is trained on
+        listeners += _interested_in(loader)
+    if not listeners:
         return original()
-    for one in interested:
-        one.loaders.add(loader)
     with _one_at_a_time:
-        return recorded(loader, [one.listener for one in interested], original)
+        return recorded(loader, listeners, original)
+
+
+def _interested_in(loader: DataLoader[Any]) -> list[Listener]:
+    if private.GET_ITERATOR in vars(loader):
+        return []
+    dataset = getattr(loader, "dataset", None)
+    found = [one for one in _followers if one.dataset is dataset and one.wants(loader)]
+    for one in found:
+        one.loaders.add(loader)
+    return [one.listener for one in found]
