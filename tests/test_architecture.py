@@ -110,6 +110,8 @@ def test_importing_the_package_imports_nothing_optional():
         "sklearn",
         "lightning",
         "transformers",
+        "ignite",
+        "skorch",
         "opacus",
     ]
     script = f"import sys, prioritymonitor; print([m for m in {optional} if m in sys.modules])"

@@ -51,6 +51,12 @@ class Forward:
         """The batch that it is taken to be of; None without any."""
         return self.candidates[0] if self.candidates else None
 
+    def was_of(self, batch: HandedOut) -> None:
+        """It was of another batch than it was taken to be of."""
+        if self.handed_out is not None:
+            self.handed_out.seen -= self.samples
+        batch.seen += self.samples
+
     @property
     def classes(self) -> int:
         """Number C of classes."""

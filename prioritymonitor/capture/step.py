@@ -231,6 +231,8 @@ class StepCapture:
         self.representations.are_of(handed_out, source)
         is_likeliest = handed_out is source.handed_out
         seen_before = source.seen_before if is_likeliest else handed_out.used
+        if not is_likeliest:
+            source.was_of(handed_out)
         one.pieces = handed_out.take(one.samples, seen_before)
         assert self._recorder is not None
         for other in self._recorder.waiting.carried(source.candidates, handed_out):

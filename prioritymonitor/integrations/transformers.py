@@ -1,4 +1,4 @@
-"""One line for the `Trainer` of transformers."""
+"""transformers: a callback that watches the training of a `Trainer`, and ends it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from prioritymonitor import ArgumentValueError, GradientMonitor, PriorityMonitorError
+from .. import ArgumentValueError, GradientMonitor, PriorityMonitorError
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -24,7 +24,7 @@ _NOT_LOGGED = ("epoch", "step", "time", "reason")  # axes of the Trainer's own, 
 
 
 class GradientMonitorCallback(TrainerCallback):
-    """Attaches a `GradientMonitor` to each training, and ends it where the monitor says so.
+    """Watches each training of a `Trainer`, and ends it once noisy labels dominate.
 
         trainer = Trainer(..., callbacks=[GradientMonitorCallback(log_dir="runs/a")])
 
@@ -33,8 +33,8 @@ class GradientMonitorCallback(TrainerCallback):
     `report_to` and no `log_dir`, the run folder is `prioritymonitor` beside the Trainer's runs.
 
     Args:
-        stop_training: End the training after the epoch in which the monitor says stop: what the
-            line is for. False: watch only.
+        stop_training: End the training after the epoch in which the monitor says stop; False: only
+            measure and say so.
         restore_best: Put the weights of the best epoch into the model when the training ends. By
             default they stay as the optimizer left them, as in any Trainer, and can be had by
             `callback.monitor.restore_best()`. `load_best_model_at_end` goes before it.
@@ -61,11 +61,12 @@ class GradientMonitorCallback(TrainerCallback):
     ) -> None:
         inspect.signature(GradientMonitor).bind(None, None, None, **options)  # or a TypeError
         if restore_best and options.get("keep_best", "averaged") is None:
-            message = 'got restore_best=True with keep_best=None; use keep_best="averaged"'
-            raise ArgumentValueError(message)
+            raise ArgumentValueError(
+                'got restore_best=True with keep_best=None, which keeps no weights; use "averaged"'
+            )
         self.monitor: GradientMonitor | None = None
-        self._stop_training, self._restore_best = stop_training, restore_best
-        self._verbose, self._trainer, self._options = verbose, trainer, options
+        self.stop_training, self.restore_best = stop_training, restore_best
+        self.verbose, self._trainer, self._options = verbose, trainer, options
         self._reported = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
@@ -74,7 +75,7 @@ class GradientMonitorCallback(TrainerCallback):
             self.monitor.close()
         passed = [of_trainer[name] for name in ("model", "optimizer", "train_dataloader")]
         self.monitor = GradientMonitor(*passed, **_log_dir(args, self._options) | self._options)
-        if self._restore_best and args.load_best_model_at_end:
+        if self.restore_best and args.load_best_model_at_end:
             _LOGGER.warning("restore_best=True has no effect beside load_best_model_at_end=True")
         if state.global_step:
             _resume(self.monitor, args, state)
@@ -93,8 +94,6 @@ class GradientMonitorCallback(TrainerCallback):
         folder = _checkpoint(args, state)
         if self.monitor is None or args.save_only_model or not folder.is_dir():
             return
-        if float(state.epoch).is_integer():  # its last step was made, and nobody has said its end
-            self.monitor.end_epoch()
         try:
             torch.save(self.monitor.state_dict(), folder / _file(args))
         except (OSError, RuntimeError) as error:
@@ -105,7 +104,7 @@ class GradientMonitorCallback(TrainerCallback):
         if self.monitor is None:
             return
         try:
-            if self._restore_best and not args.load_best_model_at_end:
+            if self.restore_best and not args.load_best_model_at_end:
                 self.monitor.restore_best()
         except PriorityMonitorError as error:
             _LOGGER.warning("the weights stay as they are: %s", error)
@@ -126,12 +125,12 @@ class GradientMonitorCallback(TrainerCallback):
                 is_due = control.should_log  # of the Trainer's own values; log() would clear it
                 self._trainer.log(values)
                 control.should_log = is_due
-            if self._verbose and state.is_world_process_zero:
+            if self.verbose and state.is_world_process_zero:
                 print(f"epoch {record['epoch']}: {monitor.decision.message}")
         self._reported = len(monitor.history())
 
     def _stop(self, monitor: GradientMonitor, control: Any) -> None:
-        if self._stop_training and monitor.should_stop:
+        if self.stop_training and monitor.should_stop:
             control.should_training_stop = True
 
 
@@ -157,13 +156,16 @@ def _checkpoint(args: Any, state: Any) -> Path:
 def _resume(monitor: GradientMonitor, args: Any, state: Any) -> None:
     """Go on with the state in the checkpoint that the Trainer resumes from."""
     folders = (Path(str(args.resume_from_checkpoint)), _checkpoint(args, state))
-    folder = next((one for one in folders if _is_resumed(one, state)), None)
-    why: object = "pass its folder to the TrainingArguments as resume_from_checkpoint= as well"
+    why: object = (
+        f"its checkpoint is not in {args.output_dir}; name it in the TrainingArguments too, as "
+        "resume_from_checkpoint="
+    )
     try:
-        if folder is not None:
-            monitor.load_state_dict(torch.load(folder / _file(args), weights_only=True))
-            return
-    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
+        for folder in folders:
+            if _is_resumed(folder, state):
+                monitor.load_state_dict(torch.load(folder / _file(args), weights_only=True))
+                return
+    except (OSError, EOFError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
         why = error
     message = "resumed at step %d without the state of the monitor, which begins anew: %s"
     _LOGGER.warning(message, state.global_step, why)

@@ -1,6 +1,8 @@
 """`GradientMonitorCallback` in the real Trainer: samples are told, and training stays the same."""
 
 import copy
+import gc
+import inspect
 
 import pytest
 import torch
@@ -35,6 +37,17 @@ def train(folder, model=None, callback=None, **options):
     return trainer, callback
 
 
+def train_on_sentences(folder, rows, **options):
+    words = tokenizer()
+    collator = transformers.DataCollatorWithPadding(words)
+    usual = {
+        "data_collator": collator,
+        "processing_class": words,
+        "per_device_train_batch_size": 10,
+    }
+    return train(folder, bert(), train_dataset=rows, **usual | options)
+
+
 # Samples keep their identity
 
 
@@ -58,25 +71,23 @@ def test_micro_batches_of_a_step_keep_their_samples(accumulate, tmp_path, said):
         {"train_sampling_strategy": "group_by_length"},
         {"dataloader_drop_last": True, "per_device_train_batch_size": 8},
         {"bf16": True},
-        {"gradient_checkpointing": True},
+        {"activation_checkpointing": True},
         {"max_grad_norm": 0.1, "optim": "sgd"},
     ],
     ids=lambda options: " ".join(options),
 )
 def test_a_text_classifier_is_followed(options, tmp_path, said):
-    datasets = pytest.importorskip("datasets")
-    words = tokenizer()
-    rows = datasets.Dataset.from_list(sentences())
-    _, callback = train(
-        tmp_path,
-        bert(),
-        train_dataset=rows,  # of which the Trainer takes away the text
-        data_collator=transformers.DataCollatorWithPadding(words),
-        processing_class=words,
-        **{"per_device_train_batch_size": 10} | options,
-    )
+    _, callback = train_on_sentences(tmp_path, sentences(), **options)
     assert_every_sample_was_told(callback, torch.arange(SENTENCES) % 5, visits=3)
     assert len(callback.monitor.history()) == 3
+    assert said() == []
+
+
+def test_a_data_set_loses_the_columns_that_the_model_does_not_take(tmp_path, said):
+    rows = pytest.importorskip("datasets").Dataset.from_list(sentences())
+    _, callback = train_on_sentences(tmp_path, rows)
+    assert "text" in rows.column_names
+    assert_every_sample_was_told(callback, torch.arange(SENTENCES) % 5, visits=3)
     assert said() == []
 
 
@@ -118,7 +129,34 @@ def test_evaluation_is_no_training(every, on, tmp_path, said):
     assert said() == []
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(Table(60))
+
+
+def test_a_stream_is_trained_on_and_said_to_have_no_samples(tmp_path, said):
+    trainer, callback = train(tmp_path, train_dataset=Stream(), max_steps=6)
+    assert trainer.state.global_step == 6
+    assert not callback.monitor.decision.stop
+    (message,) = said()
+    assert "its data set is an IterableDataset" in message
+
+
 # Losses
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_label_smoothing_of_the_trainer_is_recognised(accumulate, tmp_path, said):
+    _, callback = train_on_sentences(
+        tmp_path,
+        sentences(),
+        label_smoothing_factor=0.1,
+        gradient_accumulation_steps=accumulate,
+        num_train_epochs=12,
+    )
+    assert_every_sample_was_told(callback, torch.arange(SENTENCES) % 5, visits=12)
+    assert callback.monitor.history()[-1]["priority"] is not None
+    assert said() == []
 
 
 class Focal(torch.nn.Module):
@@ -319,6 +357,18 @@ def test_a_training_that_breaks_off_leaves_nothing_to_the_next(tmp_path, said):
     assert said() == []
 
 
+def test_a_training_that_broke_off_leaves_nothing_on_the_model_once_its_trainer_is_gone(tmp_path):
+    model, callback = WithLoss(), GradientMonitorCallback()
+    trainer = trainer_of(model, tmp_path, callback)
+    trainer.add_callback(Breaks())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert model._forward_hooks
+    del trainer, callback
+    gc.collect()
+    assert not model._forward_hooks
+
+
 class TooLarge(WithLoss):
     """Says what a GPU says when the batch is too large for it."""
 
@@ -350,7 +400,7 @@ def test_what_the_trainer_brings_is_not_taken():
 
 
 def test_the_best_weights_are_not_promised_where_none_are_kept():
-    with pytest.raises(ArgumentValueError, match=r'restore_best=True .* use keep_best="averaged"'):
+    with pytest.raises(ArgumentValueError, match="restore_best=True with keep_best=None"):
         GradientMonitorCallback(restore_best=True, keep_best=None)
 
 
@@ -362,6 +412,6 @@ def test_a_wrong_value_is_refused_before_the_first_step(tmp_path):
 
 
 def test_each_argument_of_the_monitor_is_taken():
-    own = {*__import__("inspect").signature(GradientMonitor).parameters}
+    own = {*inspect.signature(GradientMonitor).parameters}
     options = dict.fromkeys(own - {"model", "optimizer", "train_loader"})
     GradientMonitorCallback(**options)
