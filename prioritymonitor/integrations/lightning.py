@@ -83,7 +83,7 @@ class GradientMonitorCallback(Callback):
         """What the latest fit is measured with; None before its train loader is asked for."""
         self._loader, self._optimizer, self._options = loader, optimizer, options
         self._state: dict[str, Any] | None = None
-        self._old_optimizers: Any = None  # those of an earlier fit; None outside of a fit
+        self._old_optimizers: Any = None
         self._early: tuple[Any, GradientMonitor] | None = None
 
     @property
@@ -196,9 +196,8 @@ class GradientMonitorCallback(Callback):
         return self.monitor.state_dict() if self.monitor is not None else self._state or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep it for the monitor of a fit; `trainer.test(ckpt_path=...)` loads it too."""
-        if self._old_optimizers is not None:
-            self._state = state_dict
+        """Keep it for the monitor that a fit will have."""
+        self._state = state_dict
 
 
 def _loader_in(loaders: Any, which: int | str | None) -> Any:

@@ -141,10 +141,11 @@ def test_any_way_to_write_a_module_equals_a_plain_loop(module, expected, said):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("module", [WithItsOwnLoader, WithSchedule])
-def test_a_loader_of_the_module_equals_a_plain_loop(module, workers, expected, monkeypatch):
+def test_a_loader_of_the_module_equals_a_plain_loop(module, workers, expected, monkeypatch, said):
     loader = same.loader_of(same.pairs(), num_workers=workers)
     monkeypatch.setattr(module, "train_dataloader", lambda self: loader)
     same.assert_same(same.curve_of(fitted(module())), expected)
+    assert [message[:10] for message in said()] == ["stop after"]
 
 
 def test_a_datamodule_equals_a_plain_loop(expected):
