@@ -13,9 +13,12 @@ from torch.optim import SGD
 
 from .. import ArgumentValueError, GradientMonitor
 
+_NAMES = ("lightning", "pytorch_lightning")
+"""One library under two names."""
+
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
-else:  # one library under two names: as the user imports it, or else what there is
+else:  # as the user imports it, or else what there is
     _packages = [sys.modules.get(name) for name in ("lightning.pytorch", "pytorch_lightning")]
     if not any(_packages):
         try:
@@ -117,7 +120,7 @@ class GradientMonitorCallback(Callback):
         elif self._early is None:
             # `trainer.estimated_stepping_batches` in `configure_optimizers`: the first iterator is
             # made before there is an optimizer. Until there is, a monitor of nothing follows it.
-            loader, module = _loader_in(loaders, self._loader), trainer.lightning_module
+            loader, module = _loader_in(loaders, self._loader), _called(trainer.lightning_module)
             nothing = SGD(module.parameters(), lr=0.0)
             monitor = GradientMonitor(module, nothing, loader, stop=None, keep_best=None)
             self._early = loaders, monitor
@@ -130,7 +133,7 @@ class GradientMonitorCallback(Callback):
     def _watch(self, trainer: Any, loaders: Any) -> None:
         if self.monitor is not None:
             return
-        module, options = trainer.lightning_module, _with_output(self._options, trainer)
+        module, options = _called(trainer.lightning_module), _with_output(self._options, trainer)
         loader = _loader_in(loaders, self._loader)
         if trainer.reload_dataloaders_every_n_epochs:
             loader = copy.copy(loader)  # one that nobody uses: any other over its data is followed
@@ -198,6 +201,13 @@ class GradientMonitorCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep it for the monitor that a fit will have."""
         self._state = state_dict
+
+
+def _called(module: Any) -> Any:
+    """What `training_step` calls: where there is no `forward()`, it can only be a part."""
+    has_forward = type(module).forward.__module__.partition(".")[0] not in _NAMES
+    parts = [part for part in module.children() if any(True for _ in part.parameters())]
+    return module if has_forward or len(parts) != 1 else parts[0]
 
 
 def _loader_in(loaders: Any, which: int | str | None) -> Any:
