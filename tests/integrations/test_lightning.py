@@ -1,18 +1,18 @@
 """The callback in real Lightning trainers; the oracle is the same training in a plain loop."""
 
-import contextlib
+import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from prioritymonitor import ArgumentValueError, GradientMonitor, StopReason, StopRule
+from prioritymonitor import ArgumentValueError, GradientMonitor, StopReason
 from tests.integrations import same_training as same
 
 L = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
@@ -50,16 +50,21 @@ class Module(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
-class CallsForward(Module):
-    def training_step(self, batch):
-        x, y = batch
-        return F.cross_entropy(self.forward(x), y)
+class WithoutForward(L.LightningModule):
+    """Its `training_step` can only call a part of it."""
 
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("unused", torch.ones(1))
+        self.metric = torch.nn.Identity()
+        self.body = same.model()
 
-class CallsItsPart(Module):
     def training_step(self, batch):
         x, y = batch
         return F.cross_entropy(self.body(x), y)
+
+    def configure_optimizers(self):
+        return same.optimizer_of(self)
 
 
 class ByHand(Module):
@@ -131,7 +136,7 @@ def expected():
 # The same training as in a plain loop
 
 
-@pytest.mark.parametrize("module", [Module, CallsForward, CallsItsPart, ByHand, WithValidation])
+@pytest.mark.parametrize("module", [Module, WithoutForward, ByHand, WithValidation])
 def test_any_way_to_write_a_module_equals_a_plain_loop(module, expected, said):
     monitor = fitted(module(), same.loader_of(same.pairs()))
     same.assert_same(same.curve_of(monitor), expected)
@@ -141,10 +146,11 @@ def test_any_way_to_write_a_module_equals_a_plain_loop(module, expected, said):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("module", [WithItsOwnLoader, WithSchedule])
-def test_a_loader_of_the_module_equals_a_plain_loop(module, workers, expected, monkeypatch):
+def test_a_loader_of_the_module_equals_a_plain_loop(module, workers, expected, monkeypatch, said):
     loader = same.loader_of(same.pairs(), num_workers=workers)
     monkeypatch.setattr(module, "train_dataloader", lambda self: loader)
     same.assert_same(same.curve_of(fitted(module())), expected)
+    assert [message[:10] for message in said()] == ["stop after"]
 
 
 def test_a_datamodule_equals_a_plain_loop(expected):
@@ -214,7 +220,8 @@ def test_nothing_is_left_on_module_loader_and_trainer():
     assert {**vars(loader), "_iterator": None} == before
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
     (optimizer,) = trainer.optimizers
-    assert not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
     assert vars(trainer.fit_loop._data_source).keys() == {"instance", "name"}
 
 
@@ -227,6 +234,42 @@ def test_loaders_that_are_made_anew_are_followed(expected):
     order = same.OrderOfEpochs()
     module.train_dataloader = lambda: DataLoader(data, same.BATCH, sampler=order)
     monitor = fitted(module, reload_dataloaders_every_n_epochs=1)
+    same.assert_same(same.curve_of(monitor), expected)
+
+
+class OfSeveral(Module):
+    """Only one of its loaders has labels that it is trained on."""
+
+    def training_step(self, batch):
+        with torch.no_grad():
+            self(batch["other"][0])
+        return super().training_step(batch["marked"])
+
+
+def several():
+    others = DataLoader(TensorDataset(torch.randn(200, same.INPUTS)), 10)
+    return {"other": others, "marked": same.loader_of(same.pairs())}
+
+
+@pytest.mark.parametrize("combine", [dict, CombinedLoader])
+def test_one_of_several_loaders_is_followed(combine, expected):
+    callback = GradientMonitorCallback(loader="marked")
+    monitor = fitted(OfSeveral(), combine(several()), callback=callback)
+    same.assert_same(same.curve_of(monitor), expected)
+
+
+@pytest.mark.parametrize("combine", [dict, CombinedLoader])
+def test_without_one_of_them_the_fit_says_which_loaders_there_are(combine):
+    with pytest.raises(ArgumentValueError, match=r"train loaders \['other', 'marked'\]"):
+        fitted(OfSeveral(), combine(several()))
+
+
+def test_a_single_loader_may_be_in_a_list(expected):
+    class First(Module):
+        def training_step(self, batch):
+            return super().training_step(batch[0])
+
+    monitor = fitted(First(), [same.loader_of(same.pairs())])
     same.assert_same(same.curve_of(monitor), expected)
 
 
@@ -278,7 +321,7 @@ def test_the_best_weights_come_back_if_asked_for(restore):
 def test_verbose_prints_the_advice_of_each_epoch(capsys):
     callback = GradientMonitorCallback(verbose=True)
     fitted(Module(), same.loader_of(same.pairs()), callback=callback, max_epochs=2)
-    assert capsys.readouterr().out.count("prioritymonitor: ") == 2
+    assert capsys.readouterr().out.count("prioritymonitor, epoch") == 2
 
 
 # Checkpoints
@@ -434,7 +477,7 @@ def test_a_tensorboard_logger_is_written_to(tmp_path):
     steps, values = zip(*written["prioritymonitor/priority"], strict=True)
     assert steps == (20, 40, 60)
     assert values == pytest.approx([record["priority"] for record in monitor.history()])
-    assert [step for step, _ in written["prioritymonitor/dominance_ratio"]] == [*range(4, 61, 4)]
+    assert [step for step, _ in written["prioritymonitor/dominance_ratio"]] == [*range(1, 61, 4)]
 
 
 def test_other_loggers_get_the_values_of_each_epoch(tmp_path):
@@ -485,8 +528,6 @@ class Broken(Module):
     ("error", "ends"), [(RuntimeError, RuntimeError), (KeyboardInterrupt, SystemExit)]
 )
 def test_what_breaks_a_fit_off_closes_the_monitor(error, ends, monkeypatch):
-    import signal
-
     monkeypatch.setattr(Broken, "error", error)
     callback, module, loader = GradientMonitorCallback(), Broken(), same.loader_of(same.pairs())
     handler = signal.getsignal(signal.SIGINT)
@@ -498,7 +539,7 @@ def test_what_breaks_a_fit_off_closes_the_monitor(error, ends, monkeypatch):
     assert not module._forward_hooks
     assert "_get_iterator" not in vars(loader)
     assert len(callback.monitor.history()) == 1
-    assert callback.monitor.samples()["visits"].sum() == 30 * same.BATCH
+    assert callback.monitor.state_dict()["steps"] == 30
 
 
 def test_an_error_before_training_leaves_nothing(monkeypatch):
@@ -528,6 +569,16 @@ def test_a_search_for_the_learning_rate_is_no_training(module, first, tmp_path):
     assert callback.monitor.samples()["visits"].tolist() == [3] * same.SAMPLES
 
 
+def test_where_lightning_has_changed_the_first_epoch_is_missing(monkeypatch, said):
+    """As far as it can be known today: the name by which it asks for its loader is another."""
+    monkeypatch.setattr("prioritymonitor.integrations.lightning._SOURCE", "another")
+    callback = GradientMonitorCallback(stop_training=False)
+    loader = same.loader_of(same.pairs())
+    monitor = fitted(Module(), loader, callback=callback, max_epochs=6)
+    assert monitor.samples()["visits"].tolist() == [5] * same.SAMPLES
+    assert "asks for its train loader in a way that is not known" in said()[0]
+
+
 def test_wrong_options_raise_when_the_callback_is_made():
     with pytest.raises(TypeError, match="nosy"):
         GradientMonitorCallback(nosy=None)
@@ -537,15 +588,41 @@ def test_wrong_options_raise_when_the_callback_is_made():
         GradientMonitorCallback(restore_best=True, keep_best=None)
 
 
-SCRIPT = """
-import sys
-import {package} as pl
+def test_the_other_name_of_lightning_is_another_package(expected, monkeypatch):
+    pl = pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
+    name = "prioritymonitor.integrations.lightning"
+    monkeypatch.delitem(sys.modules, name)  # imported after a user has imported that package
+    callback = importlib.import_module(name).GradientMonitorCallback()
+    assert isinstance(callback, pl.Callback)
+
+    class Other(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.body, self.lr = same.model(), 3e-3
+
+        forward, training_step = Module.forward, Module.training_step
+        configure_optimizers = Module.configure_optimizers
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = pl.Trainer(
+        max_epochs=same.MOST_EPOCHS,
+        callbacks=callback,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        **quiet,
+    )
+    trainer.fit(Other(), same.loader_of(same.pairs()))
+    same.assert_same(same.curve_of(callback.monitor), expected)
+
+
+TWO_RANKS = """
+import lightning as L
 import torch
 import torch.nn.functional as F
 from prioritymonitor.integrations.lightning import GradientMonitorCallback
 from tests.integrations import same_training as same
 
-class Module(pl.LightningModule):
+class Module(L.LightningModule):
     def __init__(self):
         super().__init__()
         self.body = same.model()
@@ -555,43 +632,33 @@ class Module(pl.LightningModule):
         return F.cross_entropy(self(batch[0]), batch[1])
     def configure_optimizers(self):
         return same.optimizer_of(self)
+    def on_fit_end(self):
+        said = self.global_rank, self.trainer.current_epoch, callback.monitor.should_stop
+        print("rank", *said, end="\\n", flush=True)
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    callback = GradientMonitorCallback()
-    assert isinstance(callback, pl.Callback)
-    trainer = pl.Trainer(
-        max_epochs=same.MOST_EPOCHS, callbacks=callback, logger=False, accelerator="cpu",
-        enable_checkpointing=False, enable_progress_bar=False, {options}
-    )
-    trainer.fit(Module(), same.loader_of(same.pairs()))
-    print("stopped", trainer.global_rank, callback.monitor.decision.epoch, trainer.current_epoch)
+torch.set_num_threads(1)
+callback = GradientMonitorCallback()
+loader = torch.utils.data.DataLoader(same.pairs(), same.BATCH // 2, shuffle=True)
+trainer = L.Trainer(
+    max_epochs=same.MOST_EPOCHS, callbacks=callback, logger=False, accelerator="cpu",
+    devices=2, strategy="ddp_fork", enable_checkpointing=False, enable_progress_bar=False,
+)
+trainer.fit(Module(), loader)
 """
 
 
-def run_script(tmp_path, package, options=""):
+def test_two_ranks_stop_at_the_same_epoch(tmp_path):
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(package=package, options=options))
-    return subprocess.run(
+    script.write_text(TWO_RANKS)
+    ran = subprocess.run(
         [sys.executable, script],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(["."] + sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
         timeout=300,
     )
-
-
-@pytest.mark.parametrize("package", ["lightning", "pytorch_lightning"])
-def test_either_package_stops_with_exit_code_zero(package, tmp_path, expected):
-    ran = run_script(tmp_path, package)
     assert ran.returncode == 0, ran.stderr
-    assert f"stopped 0 {expected.stop_epoch} {expected.stop_epoch}" in ran.stdout
-
-
-def test_two_ranks_stop_at_the_same_epoch(tmp_path):
-    ran = run_script(tmp_path, "lightning", 'devices=2, strategy="ddp"')
-    assert ran.returncode == 0, ran.stderr
-    stops = sorted(line.split()[1:] for line in ran.stdout.splitlines() if "stopped" in line)
-    assert [rank for rank, *_ in stops] == ["0", "1"]
-    assert stops[0][1:] == stops[1][1:]
-    print(ran.stdout, ran.stderr)
+    said = sorted(line.split() for line in ran.stdout.splitlines() if line.startswith("rank"))
+    assert [rank for _, rank, *_ in said] == ["0", "1"]
+    assert len({epochs for *_, epochs, _ in said}) == 1, ran.stdout
+    assert any(stop == "True" for *_, stop in said)
