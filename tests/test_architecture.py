@@ -12,11 +12,11 @@ import prioritymonitor
 PACKAGE = Path(prioritymonitor.__file__).parent
 
 LAYERS = [
-    {"errors", "records", "tags"},
+    {"errors", "records", "tags", "type_names"},
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments"},
-    {"attached", "judge", "state", "steps", "validation"},
+    {"attached", "in_use", "judge", "loop", "state", "steps", "validation"},
     {"run"},
     {"readings"},
     {"monitor"},
