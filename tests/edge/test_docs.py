@@ -221,9 +221,8 @@ def messages():
 
 def test_what_it_is_quoted_to_say_it_says():
     said = "\n".join(messages())
-    tables = re.findall(r"^\| (?:it said|the message) .*\n\|[-|]+\n((?:\|.*\n)+)", WHY, re.MULTILINE)
-    quoted = [line.split("|")[1].strip(" …") for table in tables for line in table.splitlines()]
+    tables = re.findall(r"^\| (?:it said|the message) .*\n\|.*\n((?:\|.*\n)+)", WHY, re.MULTILINE)
+    quoted = [line.split("|")[1] for table in tables for line in table.splitlines()]
     assert len(quoted) > 20
     for quote in quoted:
-        for part in re.split(r" … |(?:, its|\b\d+\b| of \d)", quote):
-            assert part.strip() in said, quote
+        assert all(part.strip() in said for part in quote.split("…")), quote

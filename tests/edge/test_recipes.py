@@ -1,4 +1,4 @@
-"""The scripts of the page Recipes run as they are, go on after an interruption, and print what it says."""
+"""The scripts of the page Recipes run, go on after an interruption, and print what it says."""
 
 import importlib.util
 import json
