@@ -9,6 +9,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
+from torch import tensor
 from torch.optim import SGD
 
 from .. import ArgumentValueError, GradientMonitor
@@ -152,21 +153,22 @@ class GradientMonitorCallback(Callback):
         assert self.monitor is not None
         self.monitor.end_epoch()
         for record in self.monitor.history()[-1:]:
-            self._tell(trainer, pl_module, record)
+            self._tell(trainer, record)
         decision = self.monitor.decision
         if self.verbose:
             trainer.print(f"prioritymonitor, epoch {decision.epoch}: {decision.message}")
-        if self.stop_training and not trainer.fast_dev_run:
+        if self.stop_training:
             stop = trainer.strategy.reduce_boolean_decision(decision.stop, all=False)
             trainer.should_stop = trainer.should_stop or stop
 
-    def _tell(self, trainer: Any, module: Any, record: dict[str, Any]) -> None:
+    def _tell(self, trainer: Any, record: dict[str, Any]) -> None:
         values = {
             f"prioritymonitor/{name}": float(value)
             for name, value in record.items()
             if isinstance(value, (int, float)) and name not in ("step", "time")
         }
-        module.log_dict(values, logger=False, batch_size=1)
+        # Not by `log()`, which wants them from all ranks, and some may know no value.
+        trainer.callback_metrics.update({name: tensor(value) for name, value in values.items()})
         writer = _with_output(self._options, trainer).get("writer")
         for logger in trainer.loggers:
             if writer is None or _writer_of(logger) is not writer:
