@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -81,6 +82,17 @@ def minilm_tokens(texts: list[str], longest: int) -> Tensor:
         texts, truncation=True, max_length=longest, padding="max_length", return_tensors="pt"
     )
     return encoded["input_ids"]
+
+
+def save_small_minilm(folder: Path, layers: int) -> None:
+    """Write a model folder of transformers: MiniLM-L6 cut to its lowest layers, and its tokenizer.
+
+    Args:
+        folder: Where to.
+        layers: How many of the six are kept.
+    """
+    _minilm("AutoModel", num_hidden_layers=layers).save_pretrained(folder)
+    _minilm("AutoTokenizer").save_pretrained(folder)
 
 
 class _MeanOfTokens(nn.Module):

@@ -1,0 +1,113 @@
+"""Small local data with wrong labels, as files of the kinds that public scripts read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import random_split
+
+from benchmarks.data.images import load_images
+from benchmarks.data.pretrained import save_small_minilm
+from benchmarks.data.texts import load_texts
+from prioritymonitor import corrupt_labels
+
+NOISE = 0.3
+_IMAGES, _TEST_IMAGES = 2_000, 500
+_TEXTS, _TEST_TEXTS = 640, 100
+_ENCODER_LAYERS = 2
+_SPLIT = (1_600, 400)
+"""For scripts that hold a part of the images back by `random_split`."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the training samples of a script are labelled, in the order of its data set."""
+
+    given: Tensor
+    """int64 `[n]`, 30 % of them wrong, each wrong class as likely."""
+    true: Tensor
+
+
+def write_files(folder: Path, source: Path | None) -> dict[str, Labels]:
+    """Write all files and say how their training samples are labelled.
+
+    Args:
+        folder: Where to; `mnist/` is what torchvision takes as the root of MNIST, `texts/` has
+            pairs of sentences as JSON lines and sentences as CSV, `encoder/` a model for
+            transformers.
+        source: From the option `--data`.
+    """
+    images = _write_mnist(folder / "mnist" / "MNIST" / "raw", source)
+    texts = _write_texts(folder / "texts", source)
+    save_small_minilm(folder / "encoder", _ENCODER_LAYERS)
+    # As `random_split(dataset, [...], torch.Generator().manual_seed(42))` in a script.
+    generator = torch.Generator().manual_seed(42)
+    part, _ = random_split(range(_IMAGES), _SPLIT, generator=generator)  # type: ignore[arg-type]
+    places = torch.tensor(part.indices)
+    return {
+        "images": images,
+        "part of the images": Labels(images.given[places], images.true[places]),
+        "texts": texts,
+    }
+
+
+def _with_noise(true: Tensor) -> Labels:
+    return Labels(corrupt_labels(true, NOISE, generator=torch.Generator().manual_seed(0)), true)
+
+
+def _write_mnist(folder: Path, source: Path | None) -> Labels:
+    folder.mkdir(parents=True)
+    labels = {}
+    for part, prefix, count in (("train", "train", _IMAGES), ("test", "t10k", _TEST_IMAGES)):
+        images, true = load_images(source, "mnist", part)
+        labels[part] = _with_noise(true[:count])
+        # The test labels stay clean.
+        kept = labels[part].given if part == "train" else labels[part].true
+        pixels = (255 * images[:count]).round().byte().numpy().reshape(count, 28, 28)
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(_idx(pixels))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(_idx(kept.byte().numpy()))
+    return labels["train"]
+
+
+def _idx(array: np.ndarray) -> bytes:
+    """The format that MNIST was published in, of bytes."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+def _write_texts(folder: Path, source: Path | None) -> Labels:
+    folder.mkdir(parents=True)
+    found = load_texts(source, "youtube")
+    labels = _with_noise(found.true[:_TEXTS])
+    parts = {
+        "train": (found.texts[:_TEXTS], labels.given.tolist()),
+        "validation": (found.test_texts[:_TEST_TEXTS], found.test_labels[:_TEST_TEXTS].tolist()),
+    }
+    for name, (texts, given) in parts.items():
+        _write_pairs(folder / f"{name}-pairs.json", texts, given)
+        _write_lines(
+            folder / f"{name}.json",
+            [{"sentence": text, "label": one} for text, one in zip(texts, given, strict=True)],
+        )
+    return labels
+
+
+def _write_pairs(path: Path, texts: Sequence[str], labels: Sequence[int]) -> None:
+    """Each text cut in two, with the columns of the task MRPC."""
+    rows = []
+    for number, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        words = text.split()
+        half = (len(words) + 1) // 2
+        first, second = (" ".join(part) for part in (words[:half], words[half:]))
+        rows.append({"sentence1": first, "sentence2": second, "label": label, "idx": number})
+    _write_lines(path, rows)
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, str | int]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
