@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from .capture.head import is_linear
 from .capture.loader.first_samples import FirstSamples
+from .capture.loader.wrapped import loaders_in
 from .errors import ArgumentTypeError, ArgumentValueError
 from .samples.known_labels import KnownNoise
 from .stopping.rule import Rule
@@ -45,7 +46,7 @@ class Settings:
 
 def checked(
     model: nn.Module,
-    loader: Any,
+    loader: DataLoader[Any] | None,
     *,
     criterion: Any,
     head: Any,
@@ -68,7 +69,6 @@ def checked(
         ArgumentTypeError: One of them is of a type that cannot be used.
         ArgumentValueError: One of them has a value that cannot be used.
     """
-    check_loader(loader)
     check_head(model, head)
     check_criterion(criterion, loader)
     check_choices(scope, engine, stop, keep_best)
@@ -144,20 +144,33 @@ def check_head(model: nn.Module, head: Any) -> None:
         )
 
 
-def check_loader(loader: Any) -> None:
-    """Raises unless the loader is None or a torch DataLoader."""
-    if loader is not None and not isinstance(loader, DataLoader):
+def check_loader(loader: Any) -> DataLoader[Any] | None:
+    """The torch DataLoader that draws the batches, out of what trainers put around it.
+
+    Raises:
+        ArgumentTypeError: There is none, or more than one.
+    """
+    if loader is None:
+        return None
+    found = loaders_in(loader)
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise ArgumentTypeError(
-            f"got train_loader of type {_name(loader)}; pass the torch DataLoader of the training "
-            "data, or leave it out and do without suspects and stop"
+            f"got train_loader of type {_name(loader)} around {len(found)} DataLoaders; pass the "
+            "one whose labels are trained on"
         )
+    raise ArgumentTypeError(
+        f"got train_loader of type {_name(loader)}; pass the torch DataLoader of the training "
+        "data, or leave it out and do without suspects and stop"
+    )
 
 
 def check_validation(validation: Any, loader: Any) -> FirstSamples | None:
     """The held-out samples; raises unless they can be iterated over again, and are held out."""
     if validation is None:
         return None
-    if validation is loader:
+    if validation is loader or (loader is not None and loader in loaders_in(validation)):
         raise ArgumentValueError("got train_loader as validation; pass a loader of other samples")
     is_one = isinstance(validation, (str, bytes, Tensor, Mapping, Iterator))
     if is_one or not isinstance(validation, Iterable):

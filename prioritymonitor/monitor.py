@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from . import arguments
 from .errors import PriorityMonitorError
@@ -45,9 +44,10 @@ class GradientMonitor(Readings):
     Args:
         model: The model that the loop calls.
         optimizer: The optimizer that the loop steps; it trains parameters of `model`.
-        train_loader: The `DataLoader` of the training data. It stays in use as it is and tells
-            which samples each batch holds. Without it there is no history per sample, so no stop
-            and no suspects.
+        train_loader: The `DataLoader` of the training data, or what a trainer has made of it. It
+            stays in use as it is and tells which samples each batch holds; so do other loaders
+            over the same data set, until it is trained on itself. Without it there is no history
+            per sample, so no stop and no suspects.
         criterion: The loss as an `nn.Module` that the loop calls, or a function of (logits,
             targets). None: a cross-entropy loss on the model's logits is recognised by itself.
             Pass it for label smoothing and for any other loss: `BCEWithLogitsLoss`, `NLLLoss`,
@@ -92,7 +92,7 @@ class GradientMonitor(Readings):
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        train_loader: DataLoader[Any] | None = None,
+        train_loader: Iterable[Any] | None = None,
         *,
         criterion: nn.Module | Callable[..., Tensor] | None = None,
         head: nn.Module | None = None,
@@ -110,9 +110,10 @@ class GradientMonitor(Readings):
         max_tracked: int | None = None,
     ) -> None:
         optimizer = arguments.check_model_and_optimizer(model, optimizer)
+        loader = arguments.check_loader(train_loader)
         settings = arguments.checked(
             model,
-            train_loader,
+            loader,
             criterion=criterion,
             head=head,
             noisy=noisy,
@@ -134,7 +135,7 @@ class GradientMonitor(Readings):
         # made after it, so that none is left, and refer to the run only.
         self._process = os.getpid()
         self._closer = weakref.finalize(self, _close, self._run, self._process)
-        self._run.attach(model, optimizer, train_loader)
+        self._run.attach(model, optimizer, loader)
 
     @property
     def should_stop(self) -> bool:

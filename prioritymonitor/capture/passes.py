@@ -28,7 +28,8 @@ class Forward:
     layout: Layout
     features: Tensor | None
     """Input of the head, `[B, D]` or `[B, N, D]`; None unless the step is measured."""
-    handed_out: HandedOut | None
+    candidates: tuple[HandedOut, ...]
+    """The batches that it may be of, the likeliest first."""
     labels: Tensor | None
     """What may be the labels."""
     inputs: Any = None
@@ -44,6 +45,11 @@ class Forward:
     """Which of the model's outputs the logits are."""
     seen: object = None
     """What the engine wants to get back."""
+
+    @property
+    def handed_out(self) -> HandedOut | None:
+        """The batch that it is taken to be of; None without any."""
+        return self.candidates[0] if self.candidates else None
 
     @property
     def classes(self) -> int:
@@ -130,6 +136,15 @@ class Pass:
         if self.pieces and self.pieces[0].labels is not None:
             self.take_target(self.pieces[0].labels, class_dim)
 
+    def shown_labels(self) -> Tensor | None:
+        """The label of each sample `[B]` as the loss took it; None where there are several."""
+        if self.positions != 1 or self.gradient is None or self.gradient.shape[1] < 2:
+            return None
+        if self.target is not None and self.target.ndim == 1:
+            return self.target
+        # A cross-entropy pulls the label up, and everything else down.
+        return self.gradient.argmin(1)
+
     def take_gradient(self, gradient: Tensor) -> None:
         """Keep the gradient of the measured rows."""
         if self.rows.chosen is not None:
@@ -140,24 +155,25 @@ class Pass:
         self.backward = private.backward_pass()
 
 
-def forward_of(found: Logits, handed_out: HandedOut | None, labels: Any) -> Forward:
+def forward_of(found: Logits, candidates: tuple[HandedOut, ...], labels: Any) -> Forward:
     """A forward pass of the model, on the next samples of a batch.
 
     Args:
         found: What it gave.
-        handed_out: The batch that the loader gave last.
+        candidates: The batches that it may be of, the likeliest first.
         labels: What the model was called with as labels.
     """
     shape, given = found.tensor.shape, None
     samples, seen = shape[0], 0
-    if handed_out is not None:
+    if candidates:
+        handed_out = candidates[0]
         given = handed_out.labels
         if given is not None and given.ndim > 1 and given.numel() == samples and len(shape) == 2:
             samples = handed_out.size or samples  # a row for each position: `logits.view(-1, C)`
         seen = handed_out.seen
         handed_out.seen += samples
     labels = labels if isinstance(labels, Tensor) else given
-    return Forward(samples, shape, found.layout, None, handed_out, labels, seen_before=seen)
+    return Forward(samples, shape, found.layout, None, candidates, labels, seen_before=seen)
 
 
 def begin(source: Forward, logits: Tensor) -> Pass:

@@ -7,6 +7,7 @@ has changed. All of them are there in torch 2.2 to 2.13 unless it says otherwise
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable
 from types import CodeType
@@ -174,6 +175,35 @@ workers, once. There since torch 1.7. Without it no loader can be followed."""
 def makes_iterators(loader: DataLoader[Any]) -> bool:
     """Whether the loader makes its iterators by the method `GET_ITERATOR`."""
     return callable(getattr(type(loader), GET_ITERATOR, None))
+
+
+_own_maker: Any = None
+
+
+def replace_iterator_maker(make: Callable[[DataLoader[Any], Callable[[], Any]], Any]) -> None:
+    """Have every `DataLoader` make its iterators through a function; once more does nothing.
+
+    Args:
+        make: Called with a loader and a function that makes an iterator as torch would.
+    """
+    global _own_maker
+    if _own_maker is not None or not callable(getattr(DataLoader, GET_ITERATOR, None)):
+        return
+    own = _own_maker = getattr(DataLoader, GET_ITERATOR)
+
+    @functools.wraps(own)
+    def made(loader: DataLoader[Any]) -> Any:
+        return make(loader, functools.partial(own, loader))
+
+    setattr(DataLoader, GET_ITERATOR, made)
+
+
+def put_iterator_maker_back() -> None:
+    """Leave `DataLoader` as torch made it; once more does nothing."""
+    global _own_maker
+    if _own_maker is not None:
+        setattr(DataLoader, GET_ITERATOR, _own_maker)
+        _own_maker = None
 
 
 def is_loader_iterator(iterator: Any) -> bool:

@@ -143,7 +143,7 @@ class StepCapture:
             self._await_gradient(logits, begin(forward, logits), logits.grad_fn, logits.output_nr)
 
     def _forward_of(self, found: Logits, args: Any, kwargs: Any) -> Forward:
-        forward = forward_of(found, self._handed_out(), kwargs.get("labels"))
+        forward = forward_of(found, self._candidates(), kwargs.get("labels"))
         forward.logits_at = self.head_finder.logits_at
         forward.representation = self.representations.of(
             forward, found.tensor.device, self.head_finder.head, (args, kwargs)
@@ -155,8 +155,8 @@ class StepCapture:
             forward.inputs = args[0] if args else next(iter(kwargs.values()), None)
         return forward
 
-    def _handed_out(self) -> HandedOut | None:
-        return self._recorder.current if self._recorder is not None else None
+    def _candidates(self) -> tuple[HandedOut, ...]:
+        return self._recorder.waiting.candidates() if self._recorder is not None else ()
 
     def _criterion_done(self, criterion: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not (self._is_on and torch.is_grad_enabled()):
@@ -170,7 +170,7 @@ class StepCapture:
             if self.head_finder.head is not None:
                 return  # the loss of an auxiliary output
             derivation = Derivation(
-                forward_of(unknown(logits), self._handed_out(), None), is_exact=False
+                forward_of(unknown(logits), self._candidates(), None), is_exact=False
             )
         class_dim = self._observer.class_dim(logits.shape, derivation.mark)
         one = begin_from(derivation, logits, class_dim, target, self._observer.ignored)
@@ -189,7 +189,7 @@ class StepCapture:
         if not self._is_on:
             return
         one.take_gradient(gradient)
-        handed_out = one.source.handed_out
+        handed_out = self._batch_of(one)
         if handed_out is not None:
             if handed_out.is_evaluated_again(one.samples, self._in_step):
                 return
@@ -201,9 +201,24 @@ class StepCapture:
         elif self._passes.add_to_step(one):
             self._scope.discard()
 
+    def _batch_of(self, one: Pass) -> HandedOut | None:
+        """The batch that a pass is of."""
+        candidates = one.source.candidates
+        if self._recorder is None or not candidates:
+            return None
+        is_on_host = one.logits.device.type == "cpu"
+        return self._recorder.waiting.choose(candidates, one.shown_labels, is_on_host=is_on_host)
+
     def _identify(self, one: Pass, handed_out: HandedOut) -> None:
         """Find out which samples of what the loader gave these are."""
-        one.pieces = handed_out.take(one.samples, one.source.seen_before)
+        source = one.source
+        is_likeliest = handed_out is source.handed_out
+        seen_before = source.seen_before if is_likeliest else handed_out.used
+        one.pieces = handed_out.take(one.samples, seen_before)
+        assert self._recorder is not None
+        for other in self._recorder.waiting.carried(source.candidates, handed_out):
+            piece = other.piece(one.samples, 0)
+            one.pieces += (piece,) if piece is not None else ()
         if self._needs_labels and one.target is None:
             one.take_labels(self._observer.class_dim(one.shape, one.source))
 

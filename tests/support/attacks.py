@@ -262,7 +262,7 @@ def polling(monitor: GradientMonitor, *more: Callable[[], object]) -> Iterator[l
 # Faults in the middle of training
 
 
-_LOADER = ("loader/iterators", "loader/data_loader", "loader/handed_out")
+_LOADER = ("loader/iterators", "loader/data_loader", "loader/same_data", "loader/handed_out")
 BETWEEN = ("errors.py", *(f"capture/{name}.py" for name in ("hooks", "private", *_LOADER)))
 """What stands between the loop and all that may fail: it reads attributes, appends and calls."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -102,8 +103,9 @@ class WatchedIterators(_Shadow):
         kept = private.kept_iterator(self.loader)
         if private.is_loader_iterator(kept) and not is_recording(kept):
             own = private.index_sampler(kept)
-            private.set_index_sampler(kept, self._recording_sampler(own))
-            self._follow(kept)
+            sampler = recording_sampler(self.loader, own, self._listeners)
+            private.set_index_sampler(kept, sampler)
+            follow(kept, self._listeners)
 
     def remove(self, listener: Listener) -> None:
         """Tell it no more; without listeners, leave the loader as it was found.
@@ -123,41 +125,64 @@ class WatchedIterators(_Shadow):
         """Make an iterator, as the loader itself would."""
         if not self._listeners:
             return self.original()
-        # Two threads would take each other's sampler for the loader's own.
         with self._one_at_a_time:
-            iterator = self._drawing_from_a_recording_sampler()
-        with contained(functools.partial(lose_identity, self._listeners)):
-            self._follow(iterator)
-        return iterator
+            return recorded(self.loader, self._listeners, self.original)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only where a subclass copies its own `__dict__`.
         return functools.partial, (getattr(type(self.loader), self.name), self.loader)
 
-    def _drawing_from_a_recording_sampler(self) -> Any:
-        loader = self.loader
-        name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-        if name not in loader.__dict__:  # a property of a subclass
-            return self.original()
-        # The iterator reads the sampler once, while it is made; the loader has its own back after.
-        try:
-            loader.__dict__[name] = self._recording_sampler(loader.__dict__[name])
-            return self.original()
-        finally:
-            _put_back(loader, name)
 
-    def _recording_sampler(self, sampler: Any) -> RecordingSampler:
-        most_ahead = self.loader.num_workers * (self.loader.prefetch_factor or 0)
-        return RecordingSampler(sampler, self._listeners, most_ahead)
+def recorded(loader: DataLoader[Any], listeners: list[Listener], make: Callable[[], Any]) -> Any:
+    """An iterator of a loader, as `make` gives it, which tells the listeners what it does.
 
-    def _follow(self, iterator: Any) -> None:
-        sampler = private.index_sampler(iterator)
-        is_ours = isinstance(sampler, RecordingSampler) and sampler.listeners is self._listeners
-        if not (is_ours and sampler.can_tell(iterator) and record(iterator)):
-            for listener in list(self._listeners):
-                listener.lose_identity(
-                    f"its iterator is of type {type(iterator).__name__}, which can't be followed"
-                )
+    Not by two threads at once: they would take each other's sampler for the loader's own.
+    """
+    iterator = _drawing_from_a_recording_sampler(loader, listeners, make)
+    with contained(functools.partial(lose_identity, listeners)):
+        follow(iterator, listeners)
+    return iterator
+
+
+def _drawing_from_a_recording_sampler(
+    loader: DataLoader[Any], listeners: list[Listener], make: Callable[[], Any]
+) -> Any:
+    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    if name not in loader.__dict__:  # a property of a subclass
+        return make()
+    # The iterator reads the sampler once, while it is made; the loader has its own back after.
+    try:
+        loader.__dict__[name] = recording_sampler(loader, loader.__dict__[name], listeners)
+        return make()
+    finally:
+        _put_back(loader, name)
+
+
+def recording_sampler(
+    loader: DataLoader[Any], sampler: Any, listeners: list[Listener]
+) -> RecordingSampler:
+    """Draws from a sampler of the loader and remembers what it drew."""
+    most_ahead = loader.num_workers * (loader.prefetch_factor or 0)
+    return RecordingSampler(sampler, listeners, most_ahead, length_of(loader))
+
+
+def follow(iterator: Any, listeners: list[Listener]) -> None:
+    """Have an iterator that draws from a recording sampler tell what it hands out."""
+    sampler = private.index_sampler(iterator)
+    is_ours = isinstance(sampler, RecordingSampler) and sampler.listeners is listeners
+    if not (is_ours and sampler.can_tell(iterator) and record(iterator)):
+        for listener in list(listeners):
+            listener.lose_identity(
+                f"its iterator is of type {type(iterator).__name__}, which can't be followed"
+            )
+
+
+def length_of(sized: Any, length: Callable[[Any], int] = private.length) -> int | None:
+    """Its length; None for a stream, or a sampler without end."""
+    try:
+        return length(sized)
+    except (TypeError, NotImplementedError, AttributeError):
+        return None
 
 
 def _put_back(loader: DataLoader[Any], name: str) -> None:

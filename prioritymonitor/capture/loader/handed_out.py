@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+_LEAST_AGREEING = 0.9
+"""Share of labels that must be the loader's: smoothing hides a few."""
+
 
 class Traversal:
-    """One way through the loader: from `iter(loader)` to where it runs out or is broken off.
+    """One way through a loader: from `iter(loader)` to where it runs out or is broken off.
 
     Args:
         most_ahead: How many batches may be drawn before the one of the first is handed out.
+        batches: How many there are; None if that is not known.
     """
 
-    def __init__(self, most_ahead: int = 0) -> None:
+    def __init__(self, most_ahead: int = 0, batches: int | None = None) -> None:
+        self.batches = batches
         self.drawn: deque[Any] = deque(maxlen=most_ahead + 1)
         """What the sampler gave for the latest batches, the latest last."""
         self.handed_out = 0
         """Number of batches handed out."""
+        self.has_run_out = False
+        """True once the loader has no more batches."""
+        self.was_used = False
+        """True once one of its batches was trained on."""
+        self.is_elsewhere = False
+        """True if another loader over the same data was traversed."""
         self.is_over = False
         """True once the epoch that it made has ended."""
         self.gave_way = False
@@ -36,20 +48,31 @@ class Traversal:
             return None
         return self.drawn[-1 - ahead]
 
+    @property
+    def has_handed_out_all(self) -> bool:
+        """Whether no batch is to come, also where nobody has asked for one past the last."""
+        return self.has_run_out or (self.batches is not None and self.handed_out >= self.batches)
+
 
 @dataclass(eq=False)
 class HandedOut:
-    """A batch that the loader gave to the training loop."""
+    """A batch that the loader gave to the training loop, or to what runs ahead of it."""
 
     traversal: Traversal
     index: Tensor | None
     """Places in the data set, int64 `[B]` on the CPU; −1 for a sample that is not followed."""
     labels: Tensor | None
     """What looks like the labels of the batch: its second element, or its `labels` entry."""
+    thread: int = field(default_factory=threading.get_ident)
+    """Who got it."""
+    number: int = 0
+    """Its place in the traversal, from 1."""
     seen: int = 0
     """How many of its samples went through the model, for a loop that cuts a batch in pieces."""
     used: int = 0
     """How many of its samples were trained on already."""
+    was_skipped: bool = False
+    """True if a later one was trained on first."""
     came_late: bool = False
     """True if the epoch of its traversal had ended when it was handed out."""
 
@@ -58,6 +81,16 @@ class HandedOut:
         """Number of samples; None if it can't be told."""
         known = self.index if self.index is not None else self.labels
         return len(known) if known is not None else None
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether all of it was trained on."""
+        return self.used > 0 if self.size is None else self.used >= self.size
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is still to be trained on."""
+        return not (self.was_skipped or self.is_used_up)
 
     def is_evaluated_again(self, count: int, in_step: list[HandedOut] | None) -> bool:
         """True for a closure that evaluates the same samples once more, as LBFGS does.
@@ -89,7 +122,7 @@ class HandedOut:
             for start in (self.used, seen_before)
             if (piece := self.piece(count, start)) is not None
         }
-        self.used = min(self.used + count, self.size or 0)
+        self.used = min(self.used + count, count if self.size is None else self.size)
         return tuple(pieces.values())
 
     def piece(self, count: int, start: int) -> Piece | None:
@@ -104,6 +137,21 @@ class HandedOut:
             None if self.index is None else self.index[start:stop],
             None if self.labels is None or len(self.labels) < stop else self.labels[start:stop],
         )
+
+    def agreement(self, shown: Tensor) -> int:
+        """How many of the labels that a pass has shown, on the host `[B]`, are those of its next
+        samples; 0 where they can't be compared."""
+        piece = self.piece(len(shown), self.used % (self.size or 1))
+        given = piece.labels if piece is not None else None
+        if given is None or given.ndim not in (1, 2):
+            return 0
+        if given.ndim == 2:
+            given = given.argmax(1) if given.is_floating_point() else given[:, 0]
+        return int((given.cpu() == shown).sum())
+
+    def agrees(self, shown: Tensor) -> bool:
+        """Whether the labels that a pass has shown are its own."""
+        return self.agreement(shown) >= _LEAST_AGREEING * len(shown)
 
 
 @dataclass(frozen=True)

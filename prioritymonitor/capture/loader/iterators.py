@@ -41,19 +41,23 @@ class RecordingSampler:
         sampler: The loader's own.
         listeners: Who is told.
         most_ahead: How many batches may be drawn before the one of the first is handed out.
+        batches: How many a traversal has; None if that is not known.
     """
 
-    def __init__(self, sampler: Any, listeners: list[Listener], most_ahead: int) -> None:
+    def __init__(
+        self, sampler: Any, listeners: list[Listener], most_ahead: int, batches: int | None
+    ) -> None:
         self.sampler = sampler
         self.listeners = listeners
         self._most_ahead = most_ahead
+        self._batches = batches
         self._traversal: Traversal | None = None
 
     def __iter__(self) -> Iterator[Any]:
         # The user's sampler is asked now, not at the first draw: the order of random draws must
         # be that of a loader that nobody watches.
         own = iter(self.sampler)
-        self._traversal = Traversal(self._most_ahead)
+        self._traversal = Traversal(self._most_ahead, self._batches)
         return _Draws(own, self._traversal)
 
     def __len__(self) -> int:

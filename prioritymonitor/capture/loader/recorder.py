@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +13,19 @@ from torch.utils.data import DataLoader, IterableDataset
 from .. import private
 from ..hooks import Guard, Hook
 from .batches import labels_in
-from .data_loader import WatchedIterators
+from .data_loader import WatchedIterators, length_of
 from .handed_out import HandedOut, Traversal
+from .same_data import follow_data, forget_data
+from .waiting import WaitingBatches
 
 
 class LoaderRecorder:
     """Records a `DataLoader` in place until `close()`, and tells when an epoch has ended.
 
-    An epoch is a traversal in which the model was trained. It ends where the loader runs out, or
-    where training goes on with another traversal because the loop broke this one off.
+    An epoch is a traversal in which the model was trained. It ends where the loader has run out and
+    its batches are used, or where training goes on with another traversal because the loop broke
+    this one off. Until the loader itself is trained on, others over the same data set are recorded
+    too: a trainer may have made one of its own from it.
 
     Args:
         loader: The train loader; it is left as it was if the recorder can't be made.
@@ -47,23 +50,28 @@ class LoaderRecorder:
         self.batch_begins = Hook(self._batch_begins, guard)
         self.traversal_ends = Hook(self._traversal_ends, guard)
         self.settle = Hook(self._settle, guard)
+        self.waiting = WaitingBatches()
         self._on_epoch_end = on_epoch_end
-        self._size = _length(loader.dataset) or 0
-        self._of_thread = threading.local()
+        self._size = length_of(loader.dataset, len) or 0
         self._traversal: Traversal | None = None
+        self._last_used: HandedOut | None = None
         self._stepped_with: HandedOut | None = None
         self._iterators: WatchedIterators | None = None
+        self._elsewhere = _OtherLoader(self)
+        self._is_itself_used = False
         try:
             self.loader, self._iterators = loader, WatchedIterators.of(loader)
             self._iterators.add(self)
+            if self.no_identity is None:
+                follow_data(loader.dataset, self._elsewhere, self._may_be_used)
         except BaseException:
             self.close()
             raise
 
     @property
     def current(self) -> HandedOut | None:
-        """The batch that this thread got last; None before the first and after the last."""
-        return getattr(self._of_thread, "batch", None)
+        """The batch that a pass in this thread is likeliest to be of; None without any."""
+        return next(iter(self.waiting.candidates()), None)
 
     @property
     def dataset_size(self) -> int | None:
@@ -73,10 +81,13 @@ class LoaderRecorder:
     @property
     def batches(self) -> int | None:
         """Number of batches of an epoch; None if the loader has no length, or after `close()`."""
-        return None if self.loader is None else _length(self.loader, private.length)
+        return None if self.loader is None else length_of(self.loader)
 
     def trained_on(self, batch: HandedOut) -> None:
         """A batch is about to be trained on."""
+        self.waiting.use(batch)
+        self._last_used = batch
+        self._is_itself_used |= not batch.traversal.is_elsewhere
         if batch.traversal.is_over:
             if batch.came_late and self._traversal is not None:
                 self._traversal.gave_way = self._traversal is not batch.traversal
@@ -95,7 +106,7 @@ class LoaderRecorder:
 
     def stepped(self) -> None:
         """An optimizer step was made."""
-        self._stepped_with = self.current
+        self._stepped_with = self._last_used
 
     def resume(self, is_open: bool) -> None:
         """Go on with an epoch that an interrupted run had begun."""
@@ -112,27 +123,39 @@ class LoaderRecorder:
         promptly only if it is freed by its last reference, not by the garbage collector, which
         would find it in our circles.
         """
+        forget_data(self._elsewhere)
         if self._iterators is not None:
             self._iterators.remove(self)
         self.loader, self._iterators = None, None
-        self._of_thread, self._stepped_with = threading.local(), None
+        self.waiting, self._last_used, self._stepped_with = WaitingBatches(), None, None
 
     def _settle(self) -> None:
         """End the epoch now if an optimizer step followed its last batch.
 
         A trainer that counts batches never asks the loader for the one past the last, so the end
-        of the traversal would go unnoticed until the next begins.
+        of the traversal would go unnoticed until the next begins; and what runs ahead asks for it
+        too early.
         """
-        last, batches = self.current, self.batches
-        if last is None or batches is None or last is not self._stepped_with:
+        last = self._last_used
+        if last is None or last is not self._stepped_with or not last.is_used_up:
             return
-        is_used_up = last.size is None or last.used >= last.size
-        if is_used_up and last.traversal.handed_out >= batches:
-            self._traversal_ends(last.traversal)
+        if last.traversal.has_handed_out_all and last.number == last.traversal.handed_out:
+            self._finish(last.traversal)
 
     def _batch_begins(self, traversal: Traversal, drawn: Any, batch: Any) -> None:
-        index, labels = self._index(drawn), labels_in(batch)
-        self._of_thread.batch = HandedOut(traversal, index, labels, came_late=traversal.is_over)
+        self.waiting.add(
+            HandedOut(
+                traversal,
+                self._index(drawn),
+                labels_in(batch),
+                number=traversal.handed_out,
+                came_late=traversal.is_over,
+            )
+        )
+
+    def _may_be_used(self, loader: DataLoader[Any]) -> bool:
+        """Whether another loader over the same data may be the one that is trained on."""
+        return not self._is_itself_used and _no_identity(loader) is None
 
     def _index(self, drawn: Any) -> Tensor | None:
         if self.no_identity is not None or drawn is None:
@@ -157,10 +180,14 @@ class LoaderRecorder:
         return torch.from_numpy(index)  # on the CPU whatever the default device
 
     def _traversal_ends(self, traversal: Traversal) -> None:
+        traversal.has_run_out = True
+        if not self.waiting.has_waiting(traversal):
+            self._finish(traversal)
+
+    def _finish(self, traversal: Traversal) -> None:
+        self.waiting.drop(traversal)
         if traversal is self._traversal:
             self._end(traversal)
-        if self.current is not None and self.current.traversal is traversal:
-            self._of_thread.batch = None
 
     def _end(self, traversal: Traversal) -> None:
         traversal.is_over = True
@@ -169,20 +196,29 @@ class LoaderRecorder:
             self._on_epoch_end()
 
 
+class _OtherLoader:
+    """Listens to other loaders over the same data, as long as nobody trains on the train loader."""
+
+    def __init__(self, recorder: LoaderRecorder) -> None:
+        self.traversal_ends = recorder.traversal_ends
+        self._recorder = recorder
+
+    def batch_begins(self, traversal: Traversal, drawn: Any, batch: Any) -> None:
+        """Tell of a batch."""
+        traversal.is_elsewhere = True
+        self._recorder.batch_begins(traversal, drawn, batch)
+
+    def lose_identity(self, reason: str) -> None:
+        """It is not known whether anyone trains on it: what no batch was seen of is said later."""
+
+
 def _no_identity(loader: DataLoader[Any]) -> str | None:
     if isinstance(loader.dataset, IterableDataset):
         return "its data set is an IterableDataset"
-    if _length(loader.dataset) is None:
+    if length_of(loader.dataset, len) is None:
         return "its data set has no length"
     if loader.num_workers > 0 and not getattr(loader, "in_order", True):
         return "it was made with in_order=False"
     if not private.makes_iterators(loader):
         return f"torch {torch.__version__} makes its iterators in a way that can't be followed"
     return None
-
-
-def _length(sized: Any, length: Callable[[Any], int] = len) -> int | None:
-    try:
-        return length(sized)
-    except (TypeError, NotImplementedError, AttributeError):  # a stream, or a sampler without end
-        return None

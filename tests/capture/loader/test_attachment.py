@@ -69,9 +69,13 @@ def test_after_an_interruption_the_loader_is_freed_by_its_last_reference(broken_
     """Workers of a loader that the garbage collector frees take seconds to end."""
     for line in itertools.count(1):
         loader = DataLoader(dataset(), batch_size=6)
-        held = weakref.ref(loader)
+        held, made = weakref.ref(loader), []
         if broken_off == "constructor":
-            goes_on = interrupted_at(line, functools.partial(record, loader))
+            keep = functools.partial(_keep_recorder, made, loader)
+            goes_on = interrupted_at(line, keep)
+            del keep
+            for recorder in made:
+                recorder.close()
         else:
             recorder, _ = record(loader)
             goes_on = interrupted_at(line, recorder.close)
@@ -80,6 +84,10 @@ def test_after_an_interruption_the_loader_is_freed_by_its_last_reference(broken_
         if not goes_on:
             return
         assert held() is None
+
+
+def _keep_recorder(made, loader):
+    made.append(record(loader)[0])
 
 
 @loaders

@@ -266,23 +266,6 @@ def test_without_a_train_loader_steps_are_measured():
     monitor.close()
 
 
-def test_a_prefetcher_that_runs_ahead_is_noticed(said):
-    """Batches that reach the model one late would give every sample another's label."""
-    loader = DataLoader(dataset(), batch_size=4, shuffle=True)
-    model, optimizer, monitor = watched(loader)
-    for _ in range(3):
-        batches = iter(loader)
-        ahead = next(batches)
-        for following in batches:
-            current, ahead = ahead, following
-            train(model, optimizer, *current)
-    next(iter(loader))
-    assert any("another label than before" in message for message in said())
-    assert monitor.suspects(min_score=0) == []
-    assert not monitor.should_stop
-    monitor.close()
-
-
 def test_only_a_fixed_subset_of_a_large_data_set_is_tracked():
     tracked = []
     for _ in range(2):

@@ -105,12 +105,14 @@ def test_a_loop_that_goes_back_to_a_traversal_that_it_had_left_keeps_identity():
     recorder.close()
 
 
-def test_a_thread_without_batches_has_no_current_one():
+def test_a_thread_that_has_got_batches_does_not_take_those_of_another():
     loader = DataLoader(dataset(), batch_size=3)
     recorder, _ = record(loader)
-    next(iter(loader))
-    assert run_together(lambda: recorder.current) == [None]
-    assert recorder.current is not None
+    batches = iter(loader)
+    next(batches)
+    own = recorder.current
+    run_together(lambda: next(batches))
+    assert recorder.current is own
     recorder.close()
 
 
