@@ -18,10 +18,10 @@ from benchmarks.data.texts import load_texts
 from prioritymonitor import corrupt_labels
 
 NOISE = 0.3
-_IMAGES, _TEST_IMAGES = 2_000, 500
+_IMAGES, _TEST_IMAGES = 1_500, 300
 _TEXTS, _TEST_TEXTS = 640, 100
 _ENCODER_LAYERS = 2
-_SPLIT = (1_600, 400)
+_SPLIT = (1_200, 300)
 """For scripts that hold a part of the images back by `random_split`."""
 
 

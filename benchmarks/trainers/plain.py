@@ -88,7 +88,7 @@ def _adadelta(model: nn.Module, files: str) -> None:
     loader = DataLoader(_images(files, 0.1307, 0.3081), 64)
     optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    train(model, optimizer, loader, _nll, 8, after_epoch=lambda _: scheduler.step())
+    train(model, optimizer, loader, _nll, 6, after_epoch=lambda _: scheduler.step())
 
 
 def ignite_mnist(script: str, files: str) -> None:
@@ -103,7 +103,7 @@ def backbone_image_classifier(script: str, files: str) -> None:
     torch.manual_seed(1234)
     model = _module(script).Backbone()
     part, _ = random_split(
-        _images(files, 0.0, 1.0), [1_600, 400], generator=torch.Generator().manual_seed(42)
+        _images(files, 0.0, 1.0), [1_200, 300], generator=torch.Generator().manual_seed(42)
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     train(model, optimizer, DataLoader(part, 32), _cross_entropy, 30)

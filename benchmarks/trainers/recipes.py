@@ -119,7 +119,7 @@ RECIPES = [
             Edit("scheduler.step()", STOP),
         ),
         links={"../data": "mnist"},
-        arguments=("--epochs", "8"),
+        arguments=("--epochs", "6"),
     ),
     Recipe(
         "nlp_example",
@@ -153,7 +153,7 @@ RECIPES = [
             Edit("LitClassifier, MyDataModule", f"trainer_defaults={{'callbacks': {LOG_DIR}}},"),
         ),
         imports=INTEGRATIONS.format("lightning", "GradientMonitorCallback"),
-        data=(Edit("[55000, 5000]", "[1600, 400]", "[55000, 5000]"),),
+        data=(Edit("[55000, 5000]", "[1200, 300]", "[55000, 5000]"),),
         links={"data": "mnist", "examples/Datasets": "mnist"},
         arguments=("--trainer.max_epochs=30", "--trainer.accelerator=cpu"),
     ),
@@ -170,7 +170,7 @@ RECIPES = [
             Edit("test_acc.reset()", STOP),
         ),
         links={"Datasets": "mnist"},
-        arguments=("--epochs", "8"),
+        arguments=("--epochs", "6"),
     ),
     Recipe(
         "timm train",
