@@ -1,4 +1,4 @@
-"""The command line: `prioritymonitor demo` and `prioritymonitor suspects`."""
+"""The command line: `prioritymonitor demo`, `run` and `suspects`."""
 
 from __future__ import annotations
 
@@ -87,6 +87,45 @@ def demo(
     draw(problem, outcome, picture := outcome.folder / "u_shape.png")
     show_outcome(problem, outcome)
     show_files(outcome.folder, picture)
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+    }
+)
+def run(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="SCRIPT [ARGS]...")],
+    is_module: Annotated[
+        bool, typer.Option("-m", help="SCRIPT is the name of a module, as for python -m.")
+    ] = False,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Run folder, numbered if in use; runs/NAME without it.")
+    ] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="End the script after the stop.")] = False,
+) -> None:
+    """Run a training script as it is, with a monitor on what it trains.
+
+    The script gets the ARGS, and its exit code is that of the command. With --stop it ends with
+    code 0 where the epoch after the stop begins. Under torchrun: torchrun -m prioritymonitor run
+    SCRIPT.
+    """
+    from .script.as_main import run_as_main
+    from .script.watched import WatchedScript
+
+    if not is_module and not Path(target).is_file():
+        _exit_saying(f"got no script {target}; name a Python file, or a module with -m")
+    name = target.rsplit(".", 1)[-1] if is_module else Path(target).stem
+    sys.excepthook = sys.__excepthook__  # typer has put its own there
+    watched = WatchedScript(log_dir or Path("runs") / name, stop)
+    try:
+        code = run_as_main(target, context.args, is_module=is_module)
+    finally:
+        watched.close()
+    raise SystemExit(code)
 
 
 @app.command()

@@ -21,8 +21,9 @@ LAYERS = [
     {"readings"},
     {"monitor"},
     {"__init__"},
-    {"integrations", "demo"},
+    {"integrations", "demo", "script"},
     {"cli"},
+    {"__main__"},
 ]
 """The lowest first. Rooms of one layer know nothing of each other."""
 

@@ -88,11 +88,20 @@ class Representations:
                 return None
             if not seen.is_whole:
                 return self._made(samples, head, _taken(call, samples, None)).to(device)
-            if self._latest is None or self._latest[0] is not handed_out:
-                wanted = visits.wanted(seen.index)
-                self._latest = handed_out, self._of_batch(wanted, head, call).to(device)
-            return self._latest[1]
+            if self._latest is not None and self._latest[0] is handed_out:
+                return self._latest[1]
+            made = self._of_batch(visits.wanted(seen.index), head, call).to(device)
+            if len(forward.candidates) == 1:
+                self._latest = handed_out, made
+            return made
         return None
+
+    def are_of(self, batch: HandedOut, forward: Forward) -> None:
+        """It is known by now which batch a pass is of."""
+        made, visits = forward.representation, self._visits
+        is_open = visits is not None and visits.is_open
+        if is_open and made is not None and len(made) == batch.size:
+            self._latest = batch, made
 
     def _of_batch(self, wanted: Tensor, head: nn.Module | None, call: Any) -> Tensor:
         samples = len(wanted)

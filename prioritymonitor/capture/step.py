@@ -212,6 +212,7 @@ class StepCapture:
     def _identify(self, one: Pass, handed_out: HandedOut) -> None:
         """Find out which samples of what the loader gave these are."""
         source = one.source
+        self.representations.are_of(handed_out, source)
         is_likeliest = handed_out is source.handed_out
         seen_before = source.seen_before if is_likeliest else handed_out.used
         one.pieces = handed_out.take(one.samples, seen_before)

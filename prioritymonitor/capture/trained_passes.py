@@ -106,10 +106,14 @@ class TrainedPasses:
         return observations
 
     def _observe_with_waiting(self, passes: list[Pass], kind: object) -> Observation:
-        """What waits is observed along where it is alike."""
-        alike = [one for one in self._waiting if one.kind == kind]
-        self._waiting = [one for one in self._waiting if one.kind != kind]
-        observation = self._observer(alike + passes)
+        """What waits is observed along where all of it is alike, and otherwise before it.
+
+        Always in the order of the training: its first losses are those that it began with.
+        """
+        if any(one.kind != kind for one in self._waiting):
+            self.observe()
+        waiting, self._waiting = self._waiting, []
+        observation = self._observer(waiting + passes)
         self._on_observation(observation)
         return last(observation, passes)
 

@@ -71,8 +71,8 @@ class HandedOut:
     """How many of its samples went through the model, for a loop that cuts a batch in pieces."""
     used: int = 0
     """How many of its samples were trained on already."""
-    was_skipped: bool = False
-    """True if a later one was trained on first."""
+    is_waiting: bool = True
+    """Whether it is still to be trained on; False too if a later one was trained on first."""
     came_late: bool = False
     """True if the epoch of its traversal had ended when it was handed out."""
 
@@ -86,11 +86,6 @@ class HandedOut:
     def is_used_up(self) -> bool:
         """Whether all of it was trained on."""
         return self.used > 0 if self.size is None else self.used >= self.size
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it is still to be trained on."""
-        return not (self.was_skipped or self.is_used_up)
 
     def is_evaluated_again(self, count: int, in_step: list[HandedOut] | None) -> bool:
         """True for a closure that evaluates the same samples once more, as LBFGS does.
@@ -123,6 +118,7 @@ class HandedOut:
             if (piece := self.piece(count, start)) is not None
         }
         self.used = min(self.used + count, count if self.size is None else self.size)
+        self.is_waiting = self.is_waiting and not self.is_used_up
         return tuple(pieces.values())
 
     def piece(self, count: int, start: int) -> Piece | None:

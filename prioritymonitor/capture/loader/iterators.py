@@ -8,6 +8,7 @@ to nothing: a sample that can't be read, a time-out, an interruption.
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -15,13 +16,17 @@ from ...errors import contained
 from .. import private
 from .handed_out import Traversal
 
+_MOST_REMEMBERED = 8
+"""Batches for a listener that comes late."""
+
 
 class Listener(Protocol):
     """What is told about a loader."""
 
     @property
-    def batch_begins(self) -> Callable[[Traversal, Any, Any], Any]:
-        """Called with a batch that is handed out: its traversal, what was drawn, the batch.
+    def batch_begins(self) -> Callable[[Traversal, int, Any, Any], Any]:
+        """Called with a batch that is handed out: its traversal, its number in it from 1 on, what
+        was drawn, the batch.
 
         What was drawn is as the sampler gave it; None if it is not known.
         """
@@ -52,6 +57,11 @@ class RecordingSampler:
         self._most_ahead = most_ahead
         self._batches = batches
         self._traversal: Traversal | None = None
+        self.dataset: Any = None
+        """Of the loader, where others over it are followed too."""
+        self.remembers = False
+        """Whether the latest batches are kept for a listener that comes late."""
+        self._latest: deque[tuple[Traversal, int, Any, Any]] = deque(maxlen=_MOST_REMEMBERED)
 
     def __iter__(self) -> Iterator[Any]:
         # The user's sampler is asked now, not at the first draw: the order of random draws must
@@ -81,8 +91,23 @@ class RecordingSampler:
         with contained(functools.partial(lose_identity, self.listeners)):
             drawn = traversal.drawn_for_batch(self._ahead(iterator))
             traversal.handed_out += 1
+            told = traversal, traversal.handed_out, drawn, batch
+            if self.remembers:
+                self._latest.append(told)
             for listener in list(self.listeners):
-                listener.batch_begins(traversal, drawn, batch)
+                listener.batch_begins(*told)
+
+    def tell_also(self, listener: Listener) -> None:
+        """Tell one more listener, of the latest batches first."""
+        self.listeners.append(listener)
+        for latest in self._latest:
+            listener.batch_begins(*latest)
+
+    def tell_no_more(self, listener: Listener) -> None:
+        """Tell it no more; once more does nothing."""
+        self.listeners[:] = [other for other in self.listeners if other is not listener]
+        self.remembers = False
+        self._latest.clear()
 
     def ran_out(self) -> None:
         """The iterator has no more batches."""

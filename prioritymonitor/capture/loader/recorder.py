@@ -142,13 +142,13 @@ class LoaderRecorder:
         if last.traversal.has_handed_out_all and last.number == last.traversal.handed_out:
             self._finish(last.traversal)
 
-    def _batch_begins(self, traversal: Traversal, drawn: Any, batch: Any) -> None:
+    def _batch_begins(self, traversal: Traversal, number: int, drawn: Any, batch: Any) -> None:
         self.waiting.add(
             HandedOut(
                 traversal,
                 self._index(drawn),
                 labels_in(batch),
-                number=traversal.handed_out,
+                number=number,
                 came_late=traversal.is_over,
             )
         )
@@ -203,10 +203,10 @@ class _OtherLoader:
         self.traversal_ends = recorder.traversal_ends
         self._recorder = recorder
 
-    def batch_begins(self, traversal: Traversal, drawn: Any, batch: Any) -> None:
+    def batch_begins(self, traversal: Traversal, number: int, drawn: Any, batch: Any) -> None:
         """Tell of a batch."""
         traversal.is_elsewhere = True
-        self._recorder.batch_begins(traversal, drawn, batch)
+        self._recorder.batch_begins(traversal, number, drawn, batch)
 
     def lose_identity(self, reason: str) -> None:
         """It is not known whether anyone trains on it: what no batch was seen of is said later."""

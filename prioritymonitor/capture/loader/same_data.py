@@ -17,9 +17,13 @@ from torch.utils.data import DataLoader
 from ...errors import contained
 from .. import private
 from .data_loader import recorded
-from .iterators import Listener, is_recording, release
+from .iterators import Listener, RecordingSampler, is_recording, release
 
 _one_at_a_time = threading.RLock()
+
+
+ANY_DATA: Any = object()
+"""In place of a data set: all of them."""
 
 
 class _Follower(NamedTuple):
@@ -28,6 +32,8 @@ class _Follower(NamedTuple):
     wants: Callable[[DataLoader[Any]], bool]
     loaders: weakref.WeakSet[DataLoader[Any]]
     """Those that it was told of."""
+    samplers: weakref.WeakSet[RecordingSampler]
+    """Those that tell it."""
 
 
 _followers: tuple[_Follower, ...] = ()
@@ -36,12 +42,24 @@ _followers: tuple[_Follower, ...] = ()
 def follow_data(dataset: Any, listener: Listener, wants: Callable[[DataLoader[Any]], bool]) -> None:
     """Tell a listener what loaders over a data set hand out, those of which it says so.
 
-    Not of a loader whose own iterators are watched.
+    Not of a loader whose own iterators are watched. Of a traversal that is under way it is told
+    only if someone follows any data, with the latest batches first.
     """
     global _followers
+    one = _Follower(dataset, listener, wants, weakref.WeakSet(), weakref.WeakSet())
     with _one_at_a_time:
-        _followers = (*_followers, _Follower(dataset, listener, wants, weakref.WeakSet()))
+        under_way = [
+            sampler
+            for other in _followers
+            if other.dataset is ANY_DATA
+            for sampler in other.samplers
+            if sampler.dataset is dataset
+        ]
+        _followers = (*_followers, one)
         private.replace_iterator_maker(_make_iterator)
+    for sampler in under_way:
+        sampler.tell_also(listener)
+        one.samplers.add(sampler)
 
 
 def forget_data(listener: Listener) -> None:
@@ -50,6 +68,8 @@ def forget_data(listener: Listener) -> None:
     with _one_at_a_time:
         for one in _followers:
             if one.listener is listener:
+                for sampler in one.samplers:
+                    sampler.tell_no_more(listener)
                 for loader in one.loaders:
                     _release(loader)
         _followers = tuple(one for one in _followers if one.listener is not listener)
@@ -58,27 +78,41 @@ def forget_data(listener: Listener) -> None:
 
 
 def _release(loader: DataLoader[Any]) -> None:
-    """Leave the iterator alone that a loader keeps for its workers."""
+    """Leave the iterator alone that a loader keeps for its workers, if nobody else listens."""
     kept = private.kept_iterator(loader)
     if private.is_loader_iterator(kept) and is_recording(kept):
-        release(kept)
+        sampler = private.index_sampler(kept)
+        if not (isinstance(sampler, RecordingSampler) and sampler.listeners):
+            release(kept)
 
 
 def _make_iterator(loader: DataLoader[Any], original: Callable[[], Any]) -> Any:
-    listeners: list[Listener] = []
+    interested: list[_Follower] = []
     with contained(lambda _: None):  # nobody knows yet whether it is trained on
-        listeners += _interested_in(loader)
-    if not listeners:
+        interested += _interested_in(loader)
+    if not interested:
         return original()
     with _one_at_a_time:
-        return recorded(loader, listeners, original)
+        iterator = recorded(loader, [one.listener for one in interested], original)
+    with contained(lambda _: None):
+        _note(interested, loader, iterator)
+    return iterator
 
 
-def _interested_in(loader: DataLoader[Any]) -> list[Listener]:
+def _interested_in(loader: DataLoader[Any]) -> list[_Follower]:
     if private.GET_ITERATOR in vars(loader):
         return []
     dataset = getattr(loader, "dataset", None)
-    found = [one for one in _followers if one.dataset is dataset and one.wants(loader)]
-    for one in found:
+    found = [one for one in _followers if one.dataset is dataset or one.dataset is ANY_DATA]
+    return [one for one in found if one.wants(loader)]
+
+
+def _note(interested: list[_Follower], loader: DataLoader[Any], iterator: Any) -> None:
+    sampler = private.index_sampler(iterator)
+    if not isinstance(sampler, RecordingSampler):
+        return
+    sampler.dataset = getattr(loader, "dataset", None)
+    sampler.remembers = any(one.dataset is ANY_DATA for one in interested)
+    for one in interested:
         one.loaders.add(loader)
-    return [one.listener for one in found]
+        one.samplers.add(sampler)

@@ -51,12 +51,13 @@ class WaitingBatches:
         if batch.number == 1 and not self.run_ahead:
             self._remove(lambda one: one.traversal.has_run_out and one.thread == batch.thread)
         self._batches.append(batch)
+        if len(self._batches) <= _MOST_DONE + 1:
+            return
         done = [one for one in self._batches if not one.is_waiting]
-        too_many = done[: max(len(done) - _MOST_DONE, 0)]
-        if len(self._batches) - len(too_many) > _MOST_WAITING:
-            too_many.append(self._batches[0])
-        if too_many:
-            self._remove(lambda one: one in too_many)
+        for one in done[: len(done) - _MOST_DONE]:
+            self._batches.remove(one)
+        if len(self._batches) > _MOST_WAITING:
+            self._batches.popleft()
 
     def drop(self, traversal: Traversal) -> None:
         """What is left of a traversal will not be trained on."""
@@ -74,16 +75,17 @@ class WaitingBatches:
 
     def candidates(self) -> tuple[HandedOut, ...]:
         """The batches that a pass in this thread may be of, the likeliest first."""
-        thread = threading.get_ident()
-        known = [one for one in self._batches if one.thread == thread] or list(self._batches)
-        if not known:
+        if not self._batches:
             return ()
+        thread, latest = threading.get_ident(), self._batches[-1]
+        others_wait = any(one.is_waiting for one in self._batches if one is not latest)
+        if self._evidence == 0 and latest.thread == thread and not others_wait:
+            return (latest,)
+        known = [one for one in self._batches if one.thread == thread] or list(self._batches)
         waiting, likeliest = self._waiting(known), known[-1]
         if self.run_ahead and waiting:
             unseen = [one for one in waiting if one.seen < (one.size or 1)]
             likeliest = (unseen or waiting)[0]
-        if self._evidence == 0 and len(waiting) < 2:
-            return (likeliest,)
         done = [one for one in reversed(known) if not one.is_waiting]
         return tuple(dict.fromkeys((likeliest, *waiting, *done)))
 
@@ -112,6 +114,8 @@ class WaitingBatches:
         """
         likeliest = candidates[0]
         is_sure = self.run_ahead or not _is_doubtful(likeliest)
+        if is_sure and len(candidates) == 1:
+            return likeliest
         waiting = [one for one in candidates if one.is_waiting]
         is_ambiguous = len(waiting) > 1
         if is_sure and not is_ambiguous and (self._evidence == 0 or not self._is_learning):
@@ -149,6 +153,8 @@ class WaitingBatches:
         self, candidates: tuple[HandedOut, ...], chosen: HandedOut
     ) -> tuple[HandedOut, ...]:
         """Other batches that a pass may be of after all, of the same size."""
+        if len(candidates) == 1:
+            return ()
         others = [one for one in candidates if one is not chosen and one.size == chosen.size]
         is_certain = not self.run_ahead and sum(one.is_waiting for one in candidates) < 2
         return () if is_certain else tuple(others[: _MOST_CARRIED - 1])
@@ -160,8 +166,8 @@ class WaitingBatches:
         for one in self._batches:
             if one is batch:
                 break
-            if one.is_waiting and one.thread == batch.thread:
-                one.was_skipped = True
+            if one.thread == batch.thread:
+                one.is_waiting = False
 
 
 def _is_doubtful(batch: HandedOut) -> bool:
