@@ -52,6 +52,7 @@ class Said(logging.Handler):
 def main() -> None:
     told, script, *arguments = sys.argv[1:]
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # for scripts that set none
     make_importable()
     weights, said = Weights(), Said()
     register_optimizer_step_post_hook(weights.note)

@@ -20,6 +20,8 @@ from prioritymonitor import corrupt_labels
 NOISE = 0.3
 _IMAGES, _TEST_IMAGES = 1_500, 300
 _TEXTS, _TEST_TEXTS = 640, 100
+_WORDS, _CHARACTERS = 20, 120
+"""Of a text, what is kept."""
 _ENCODER_LAYERS = 2
 _SPLIT = (1_200, 300)
 """For scripts that hold a part of the images back by `random_split`."""
@@ -44,8 +46,7 @@ def write_files(folder: Path, source: Path | None) -> dict[str, Labels]:
         source: From the option `--data`.
     """
     images = _write_mnist(folder / "mnist" / "MNIST" / "raw", source)
-    texts = _write_texts(folder / "texts", source)
-    save_small_minilm(folder / "encoder", _ENCODER_LAYERS)
+    texts = _write_texts(folder, source)
     # As `random_split(dataset, [...], torch.Generator().manual_seed(42))` in a script.
     generator = torch.Generator().manual_seed(42)
     part, _ = random_split(range(_IMAGES), _SPLIT, generator=generator)  # type: ignore[arg-type]
@@ -82,31 +83,42 @@ def _idx(array: np.ndarray) -> bytes:
 
 
 def _write_texts(folder: Path, source: Path | None) -> Labels:
-    folder.mkdir(parents=True)
+    """The texts, and an encoder for them."""
+    (folder / "texts").mkdir(parents=True)
     found = load_texts(source, "youtube")
     labels = _with_noise(found.true[:_TEXTS])
-    parts = {
-        "train": (found.texts[:_TEXTS], labels.given.tolist()),
-        "validation": (found.test_texts[:_TEST_TEXTS], found.test_labels[:_TEST_TEXTS].tolist()),
-    }
+    train, test = map(_shortened, (found.texts[:_TEXTS], found.test_texts[:_TEST_TEXTS]))
+    parts = {"train": (train, labels.given), "validation": (test, found.test_labels[:_TEST_TEXTS])}
     for name, (texts, given) in parts.items():
-        _write_pairs(folder / f"{name}-pairs.json", texts, given)
-        _write_lines(
-            folder / f"{name}.json",
-            [{"sentence": text, "label": one} for text, one in zip(texts, given, strict=True)],
-        )
+        rows = [*zip(texts, given.tolist(), strict=True)]
+        _write_pairs(folder / "texts" / f"{name}-pairs.json", rows)
+        lines = [{"sentence": text, "label": label} for text, label in rows]
+        _write_lines(folder / "texts" / f"{name}.json", lines)
+    halves = [half for text in train + test for half in _halves(text)]
+    save_small_minilm(folder / "encoder", _ENCODER_LAYERS, train + test + halves)
     return labels
 
 
-def _write_pairs(path: Path, texts: Sequence[str], labels: Sequence[int]) -> None:
+def _shortened(texts: list[str]) -> list[str]:
+    return [" ".join(text.split()[:_WORDS])[:_CHARACTERS] for text in texts]
+
+
+def _halves(text: str) -> tuple[str, str]:
+    words = text.split()
+    half = (len(words) + 1) // 2
+    return " ".join(words[:half]), " ".join(words[half:])
+
+
+def _write_pairs(path: Path, rows: Sequence[tuple[str, int]]) -> None:
     """Each text cut in two, with the columns of the task MRPC."""
-    rows = []
-    for number, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        words = text.split()
-        half = (len(words) + 1) // 2
-        first, second = (" ".join(part) for part in (words[:half], words[half:]))
-        rows.append({"sentence1": first, "sentence2": second, "label": label, "idx": number})
-    _write_lines(path, rows)
+    names = ("sentence1", "sentence2", "label", "idx")
+    _write_lines(
+        path,
+        [
+            dict(zip(names, (*_halves(text), label, number), strict=True))
+            for number, (text, label) in enumerate(rows)
+        ],
+    )
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, str | int]]) -> None:
