@@ -1,7 +1,7 @@
 """A process that runs one script as it is called from a shell, and tells what its training did.
 
 `python -m benchmarks.trainers.child TOLD.json SCRIPT ARGUMENTS…`; a `SCRIPT` that is `MODULE:NAME`
-is a function that is called with them.
+is a function that is called with them, and `-m MODULE` is a module as for Python.
 """
 
 from __future__ import annotations
@@ -73,6 +73,9 @@ def main() -> None:
 def _runner(script: str, arguments: list[str]) -> Callable[[], object]:
     """What runs the script."""
     sys.argv = [script, *arguments]
+    if script == "-m":
+        sys.argv = arguments
+        return lambda: runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     module, colon, name = script.partition(":")
     if colon:
         function = getattr(importlib.import_module(module), name)

@@ -3,7 +3,8 @@
 `python -m benchmarks.trainers.scripts --data DIR --scripts DIR` writes
 `results/trainers/scripts.json`. `--scripts` names a folder with clones of the repositories that
 `recipes.py` names, or with single files at the same paths. Each script is run in a process of its
-own: unchanged but for the data, with the lines, and its training once more in a plain loop.
+own: unchanged but for the data, with the lines, its training once more in a plain loop, and
+unchanged by `prioritymonitor run`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ ROOT = Path(__file__).parents[2]
 RESULTS = "trainers/scripts"
 BAR = 0.01
 """By so much the AUROC may be below that of the plain loop."""
+_DECIDED = ("epochs", "stop_epoch", "reason", "best_epoch", "suspects")
+_SUSPECT = 0.5
+"""Scores above it are those of `suspects()`."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,10 @@ VARIANTS: dict[str, Callable[[Place], list[str]]] = {
         f"benchmarks.trainers.plain:{place.recipe.plain}",
         place.script(with_lines=False)[0],
         str(place.files),
+    ],
+    "run": lambda place: [
+        *("-m", "prioritymonitor", "run", "--stop", "--log-dir", "runs/a"),
+        *place.script(with_lines=False),
     ],
 }
 """What a process of `child.py` is given to run."""
@@ -125,6 +133,8 @@ def compared(recipe: Recipe, work: Path, clones: Path, labels: dict[str, Labels]
         "imports": recipe.imports,
         "edits_for_data": len(recipe.data),
         "training_unchanged": same_weights(told["unchanged"], told["lines"]),
+        "run_as_with_lines": same_weights(told["lines"], told["run"])
+        | {name: told["run"].get(name) == told["lines"].get(name) for name in _DECIDED},
         "variants": {name: of_interest(one) for name, one in told.items()},
     }
 
@@ -167,6 +177,7 @@ def watched(folder: Path, labels: Labels) -> dict[str, Any]:
         return found | {"identity": False}
     samples = np.load(folder / "samples.npz")
     visited = samples["visits"] > 0
+    suspects = np.loadtxt(folder / "suspects.csv", delimiter=",", skiprows=1, ndmin=2)
     given, true = (one.numpy()[samples["index"]] for one in (labels.given, labels.true))
     right = bool((samples["given_label"] == given)[visited].all())
     is_known = visited & ~np.isnan(samples["score"])
@@ -175,6 +186,7 @@ def watched(folder: Path, labels: Labels) -> dict[str, Any]:
         "visited": float(visited.mean()),
         "visits": float(samples["visits"].mean()),
         "auroc": None,
+        "suspects": sorted(suspects[suspects[:, 1] > _SUSPECT, 0].astype(int).tolist()),
     }
     if is_known.any():
         found["auroc"] = float(roc_auc_score((given != true)[is_known], samples["score"][is_known]))
@@ -192,13 +204,22 @@ def same_weights(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def of_interest(told: dict[str, Any]) -> dict[str, Any]:
     """Without what is compared already."""
-    return {name: value for name, value in told.items() if name != "weights"} | {
-        "steps": len(told["weights"])
-    }
+    left_out = {"steps": len(told["weights"]), "suspects": len(told.get("suspects", ()))}
+    return {name: value for name, value in told.items() if name != "weights"} | left_out
 
 
 def report(runs: list[dict[str, Any]]) -> None:
-    columns = ["script", "lines", "unchanged", "identity", "AUROC", "plain", "stop", "plain stop"]
+    columns = [
+        "script",
+        "lines",
+        "unchanged",
+        "identity",
+        "AUROC",
+        "plain",
+        "stop",
+        "plain stop",
+        "run",
+    ]
     rows = []
     for one in runs:
         lines, plain = one["variants"]["lines"], one["variants"]["plain"]
@@ -210,6 +231,7 @@ def report(runs: list[dict[str, Any]]) -> None:
                 lines.get("identity"),
                 *(variant.get("auroc") for variant in (lines, plain)),
                 *(variant.get("stop_epoch") for variant in (lines, plain)),
+                all(one["run_as_with_lines"].values()),
             ]
         )
     print_table(
