@@ -231,6 +231,7 @@ def _finetune(
     steps = 5 * -(-len(loader) // accumulate)
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup, steps)
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+    torch.manual_seed(42)  # as a Trainer does when it is made
     train(
         model,
         optimizer,

@@ -177,7 +177,6 @@ def watched(folder: Path, labels: Labels) -> dict[str, Any]:
         return found | {"identity": False}
     samples = np.load(folder / "samples.npz")
     visited = samples["visits"] > 0
-    suspects = np.loadtxt(folder / "suspects.csv", delimiter=",", skiprows=1, ndmin=2)
     given, true = (one.numpy()[samples["index"]] for one in (labels.given, labels.true))
     right = bool((samples["given_label"] == given)[visited].all())
     is_known = visited & ~np.isnan(samples["score"])
@@ -186,7 +185,7 @@ def watched(folder: Path, labels: Labels) -> dict[str, Any]:
         "visited": float(visited.mean()),
         "visits": float(samples["visits"].mean()),
         "auroc": None,
-        "suspects": sorted(suspects[suspects[:, 1] > _SUSPECT, 0].astype(int).tolist()),
+        "suspects": samples["index"][samples["score"] > _SUSPECT].tolist(),
     }
     if is_known.any():
         found["auroc"] = float(roc_auc_score((given != true)[is_known], samples["score"][is_known]))
