@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .arguments import Settings
-from .errors import ArgumentTypeError, ArgumentValueError, contained, described
+from .errors import ArgumentTypeError, ArgumentValueError, contained, described, is_from_signal
 from .records import Decision, EpochOfSamples, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
@@ -61,8 +61,21 @@ class Judge:
     def of(
         cls, model: nn.Module, dataset_size: int, settings: Settings, say: Callable[[str], None]
     ) -> Judge:
-        """The judge that the user's settings ask for."""
-        table = SampleTable(dataset_size, settings.max_tracked)
+        """The judge that the user's settings ask for.
+
+        Raises:
+            ArgumentValueError: The memory does not hold so many samples.
+        """
+        try:
+            table = SampleTable(dataset_size, settings.max_tracked)
+        except (RuntimeError, MemoryError) as error:
+            if is_from_signal(error):
+                raise
+            raise ArgumentValueError(
+                f"got a data set of {dataset_size:,} samples, more than the memory can follow: let "
+                "its __len__ give how many there really are, use max_tracked= to follow a random "
+                "subset, or leave train_loader out and do without suspects and stop"
+            ) from error
         keeps, averaged = settings.keep_best is not None, settings.keep_best == "averaged"
         keeper = WeightKeeper(model, averaged) if keeps else None
         return cls(table, keeper, settings.stop or measure_only, say)

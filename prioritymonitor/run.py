@@ -17,13 +17,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from . import ranks
+from . import in_use, ranks
 from .arguments import Settings
 from .attached import Attached
-from .capture.health import Health
 from .capture.loader.recorder import LoaderRecorder
 from .errors import contained, described, may_pass
 from .judge import Judge, SamplesMixedUp
+from .loop import Loop
 from .records import (
     NOTHING_YET,
     Decision,
@@ -88,6 +88,7 @@ class Run:
             self.attached.detach()
             self.phase = Phase.CLOSED
             raise
+        in_use.take_over(self, model, optimizer)
 
     def _attach(self, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
         settings = self.settings
@@ -99,11 +100,7 @@ class Run:
         self.grouping = Grouping(settings.noisy, self.table if self.judge else None)
         overhead = self.guard.stopwatch.share
         self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
-        self._health = Health(
-            has_criterion=settings.criterion is not None,
-            has_named_head=settings.head is not None,
-            has_identity=self.judge is not None,
-        )
+        self.loop = Loop(model, optimizer, self.attached.recorder, settings, self.log.once)
         held_out = self.attached.held_out(model, settings)
         self.validation = Validation(held_out, self.guard.stopwatch, self.reports, self.log)
         self.attached.to_training(
@@ -149,7 +146,7 @@ class Run:
         return self.judge is not None and self.phase is not Phase.IDENTITY_LOST
 
     def _observed(self, observation: Observation) -> None:
-        self.log.once(*self._health.add(observation))
+        self.loop.observed(observation)
         if observation.visits.targets is TargetKind.NUMBERS:
             self._forget_samples(StopReason.NO_CLASSES)
         self._check_identity()
@@ -159,12 +156,11 @@ class Run:
         self._training_thread = threading.get_ident()
         if not self._has_begun:
             self._begin(step)
-        self.log.once(*self._health.add_first_step(step))
         self.steps.add(self.attached.capture.steps, step)
         if self.judge is not None:
             self.judge.step_made(self.expected_steps)
         self._check_identity()
-        self.log.once(*self._health.add_step(self.expected_steps))
+        self.loop.step_made(step, self.attached.capture, self.expected_steps)
 
     def _begin(self, step: Step) -> None:
         """Say what the run is: by now it is known whether a state was loaded."""
@@ -215,17 +211,21 @@ class Run:
     def _end_epoch(self) -> None:
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             return
-        self.attached.capture.observe()
+        capture = self.attached.capture
+        capture.observe()
         self.steps.report()
-        self.log.once(*self._health.end_epoch(self.epoch + 1))
-        steps, epoch = self.attached.capture.steps, self.epoch + 1
+        steps, epoch = capture.steps, self.epoch + 1
+        if steps == self.steps_at_end:
+            return capture.missing_steps.epoch_ended()  # nobody was trained, as far as we see
+        self.log.once(*self.attached.check_labels())
+        self.loop.end_epoch(epoch)
+        self._check_identity()
         record = dict.fromkeys(RECORD_KEYS) | {"epoch": epoch, "step": steps, "time": time.time()}
         if self.judge is not None:
             self.expected_steps = self.judge.count_steps(self.expected_steps)
         keeper = self.judge.keeper if self.judge is not None else None
         record |= self.validation.end_epoch(keeper, steps)
-        had_stopped = self.decision.stop
-        decision = self._judge(record)
+        had_stopped, decision = self.decision.stop, self._judge(record)
         record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}
         record["reason"] = decision.reason.name
         # Nothing that has failed before this line leaves a part of an epoch behind.
@@ -251,7 +251,7 @@ class Run:
         """Samples can't be told apart, or not any more."""
         if self.phase is Phase.IDENTITY_LOST:
             return
-        self._health.has_identity = False
+        self.loop.has_identity = False
         self.grouping.forget_samples()
         message = reason.value if why is None else f"samples have no identity, {why}"
         message += ": no suspects and no stop from here on"

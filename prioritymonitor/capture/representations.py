@@ -54,6 +54,27 @@ class Representations:
         if visits is not None:
             visits.when_closed = self.forget
 
+    def follow(self, module: nn.Module, takes_data: bool) -> None:
+        """A part of the model is called in its place.
+
+        Args:
+            module: The part.
+            takes_data: Whether no layer that is trained comes before it.
+        """
+        self._initial.called = module
+        if self._visits is not None and not takes_data:
+            self._visits.give_up(
+                "the loop calls parts of the model and not the model itself, and the part that "
+                "gives the logits gets what other parts have learnt"
+            )
+
+    def remember(self) -> None:
+        """The first optimizer step is about to be made, and no pass was seen."""
+        visits = self._visits
+        if visits is not None and visits.is_open:
+            with contained(lambda error: visits.give_up(_why(error))):
+                self._initial.remember()
+
     def forget(self) -> None:
         """Free what is only needed to make them."""
         self._latest = None
