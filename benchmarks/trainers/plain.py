@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset, random_split
 
 from prioritymonitor import GradientMonitor
 
@@ -88,7 +88,12 @@ def _adadelta(model: nn.Module, files: str) -> None:
     loader = DataLoader(_images(files, 0.1307, 0.3081), 64)
     optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    train(model, optimizer, loader, _nll, 6, after_epoch=lambda _: scheduler.step())
+
+    def after_epoch(epoch: int) -> None:
+        _as_evaluated(epoch)
+        scheduler.step()
+
+    train(model, optimizer, loader, _nll, 6, after_epoch=after_epoch)
 
 
 def ignite_mnist(script: str, files: str) -> None:
@@ -177,19 +182,39 @@ def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def nlp_example(script: str, files: str) -> None:
-    _finetune(Path(files), "train-pairs.json", drop_last=True, warmup=100)
+    _finetune(Path(files), "train-pairs.json", warmup=100, after_epoch=_as_evaluated)
 
 
 def run_glue(script: str, files: str) -> None:
-    _finetune(Path(files), "train.json", clip=1.0)
+    _as_the_trainer(files)
 
 
 def run_glue_accumulation(script: str, files: str) -> None:
-    _finetune(Path(files), "train.json", clip=1.0, accumulate=2)
+    _as_the_trainer(files, accumulate=2)
 
 
 def run_glue_smoothing(script: str, files: str) -> None:
-    _finetune(Path(files), "train.json", clip=1.0, smoothing=0.1)
+    _as_the_trainer(files, smoothing=0.1)
+
+
+class _SeededOrder(RandomSampler):
+    """An order of its own for each epoch, as Accelerate makes it for the Trainer."""
+
+    epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(42 + self.epoch)
+        self.epoch += 1
+        return super().__iter__()
+
+
+def _as_the_trainer(files: str, **options: Any) -> None:
+    _finetune(Path(files), "train.json", clip=1.0, by_trainer=True, **options)
+
+
+def _as_evaluated(epoch: int) -> None:
+    """The loader of an evaluation draws a seed, by which dropout goes on otherwise."""
+    torch.empty((), dtype=torch.int64).random_()
 
 
 def _finetune(
@@ -198,11 +223,19 @@ def _finetune(
     *,
     warmup: int = 0,
     smoothing: float = 0.0,
-    accumulate: int = 1,
-    drop_last: bool = False,
-    clip: float | None = None,
+    by_trainer: bool = False,
+    **options: Any,
 ) -> None:
-    """A text classifier, by AdamW with a rate that falls to zero within 5 epochs."""
+    """A text classifier, by AdamW with a rate that falls to zero within 5 epochs.
+
+    Args:
+        files: The folder of the files.
+        name: That of the training samples.
+        warmup: Steps in which the rate rises.
+        smoothing: Of the labels.
+        by_trainer: Whether order, seeds and optimizer are those of the Trainer's defaults.
+        options: For `train()`.
+    """
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -220,28 +253,24 @@ def _finetune(
     def together(batch: Iterable[dict[str, Any]]) -> Any:
         return tokenizer.pad(list(batch), return_tensors="pt")
 
-    loader = DataLoader(
-        samples,  # type: ignore[arg-type]
-        16,
-        shuffle=True,
-        collate_fn=together,
-        drop_last=drop_last,
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=0.0)
-    steps = 5 * -(-len(loader) // accumulate)
+    order = _SeededOrder(samples) if by_trainer else RandomSampler(samples)  # type: ignore
+    loader = DataLoader(samples, 16, sampler=order, collate_fn=together)  # type: ignore[arg-type]
+    decay = 0.0 if by_trainer else 0.01
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=decay, fused=by_trainer)
+    steps = 5 * -(-len(loader) // options.get("accumulate", 1))
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup, steps)
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
-    torch.manual_seed(42)  # as a Trainer does when it is made
+    if by_trainer:
+        torch.manual_seed(42)  # as a Trainer does when it is made
     train(
         model,
         optimizer,
         loader,
         lambda network, batch: criterion(network(**batch).logits, batch["labels"]),
         5,
-        accumulate=accumulate,
-        clip=clip,
         after_step=lambda _: scheduler.step(),
         criterion=criterion,
+        **options,
     )
 
 
