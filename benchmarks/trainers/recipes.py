@@ -150,7 +150,11 @@ RECIPES = [
         "part of the images",
         "backbone_image_classifier",
         lines=(
-            Edit("LitClassifier, MyDataModule", f"trainer_defaults={{'callbacks': {LOG_DIR}}},"),
+            Edit(
+                "LitClassifier, MyDataModule",
+                f"trainer_defaults={{'callbacks': {LOG_DIR}}}, seed_everything",
+                instead="seed_everything",
+            ),
         ),
         imports=INTEGRATIONS.format("lightning", "GradientMonitorCallback"),
         data=(Edit("[55000, 5000]", "[1200, 300]", "[55000, 5000]"),),
