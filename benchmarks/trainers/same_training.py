@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.environment import write_results
+from benchmarks.environment import versions, write_results
 from benchmarks.tables import print_table
 from prioritymonitor import GradientMonitor
 from tests.integrations.same_training import (
@@ -33,6 +33,7 @@ from tests.integrations.same_training import (
     pairs,
 )
 
+PACKAGES = ("lightning", "transformers", "accelerate", "pytorch-ignite", "skorch")
 BAR = 1e-5
 """Largest difference of the priority of an epoch."""
 TWO_LINES = ["monitor = GradientMonitor(model, optimizer, loader)", "if monitor.should_stop: break"]
@@ -40,6 +41,7 @@ TWO_LINES = ["monitor = GradientMonitor(model, optimizer, loader)", "if monitor.
 
 def lightning_trainer(accumulate: int) -> Curve:
     import lightning
+
     from prioritymonitor.integrations.lightning import GradientMonitorCallback
 
     class Module(lightning.LightningModule):
@@ -73,6 +75,7 @@ def lightning_trainer(accumulate: int) -> Curve:
 
 def transformers_trainer(accumulate: int) -> Curve:
     import transformers
+
     from prioritymonitor.integrations.transformers import GradientMonitorCallback
 
     class InThatOrder(transformers.Trainer):
@@ -214,12 +217,25 @@ def main() -> None:
         for name, (train, lines, possible) in TRAINERS.items()
         for accumulate in possible
     ]
+    report(runs)
+    results = {"packages": versions(*PACKAGES), "bar": BAR, "runs": runs}
+    print(f"results: {write_results('trainers/same_training', results)}")
+
+
+def report(runs: list[dict[str, Any]]) -> None:
     columns = ["trainer", "accumulate", "lines", "largest_difference", "stop_epoch", "same"]
-    rows = [[one[column] for column in columns[:-1]] + [one["same"]] for one in runs]
-    for row in rows:
-        row[2], row[3] = len(row[2]), f"{row[3]:.1e}"
+    rows = [
+        [
+            one["trainer"],
+            one["accumulate"],
+            len(one["lines"]),
+            f"{one['largest_difference']:.1e}",
+            one["stop_epoch"],
+            one["same"],
+        ]
+        for one in runs
+    ]
     print_table("The same training in every trainer", columns, rows)
-    print(f"results: {write_results('trainers/same_training', {'bar': BAR, 'runs': runs})}")
 
 
 def compared(

@@ -26,7 +26,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.data.images import add_data_option
-from benchmarks.environment import earlier_runs, write_results
+from benchmarks.environment import earlier_runs, versions, write_results
 from benchmarks.tables import print_table
 from benchmarks.trainers.files import Labels, write_files
 from benchmarks.trainers.offline import make_importable
@@ -34,6 +34,7 @@ from benchmarks.trainers.recipes import RECIPES, Recipe, edited
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "trainers/scripts"
+PACKAGES = ("lightning", "transformers", "accelerate", "timm", "pytorch-ignite", "torchvision")
 BAR = 0.01
 """By so much the AUROC may be below that of the plain loop."""
 _DECIDED = ("epochs", "stop_epoch", "reason", "best_epoch", "suspects")
@@ -92,16 +93,21 @@ def main() -> None:
     options = parse_options()
     make_importable()
     recipes = [one for one in RECIPES if not options.only or one.name in options.only]
+    # Those that are not run stay as they are.
+    runs = {one["script"]: one for one in earlier_runs(RESULTS)} if options.only else {}
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         shutil.rmtree(work, ignore_errors=True)
         labels = write_files(work / "files", options.data)
         with ThreadPoolExecutor(options.jobs) as pool:
-            runs = list(pool.map(lambda one: compared(one, work, options.scripts, labels), recipes))
-    if options.only:  # the others stay as they are
-        runs += [one for one in earlier_runs(RESULTS) if one["script"] not in options.only]
-    report(runs)
-    print(f"\nresults: {write_results(RESULTS, {'packages': packages(), 'runs': runs})}")
+            for one in pool.map(
+                lambda recipe: compared(recipe, work, options.scripts, labels), recipes
+            ):
+                runs[one["script"]] = one
+                kept = [runs[recipe.name] for recipe in RECIPES if recipe.name in runs]
+                path = write_results(RESULTS, {"packages": versions(*PACKAGES), "runs": kept})
+    report(kept)
+    print(f"\nresults: {path}")
 
 
 def parse_options() -> argparse.Namespace:
@@ -236,13 +242,6 @@ def report(runs: list[dict[str, Any]]) -> None:
     print_table(
         "Public scripts with the lines, and the same training in a plain loop", columns, rows
     )
-
-
-def packages() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("lightning", "transformers", "accelerate", "timm", "pytorch-ignite", "torchvision")
-    return {name: version(name) for name in names}
 
 
 if __name__ == "__main__":
