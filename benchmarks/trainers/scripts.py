@@ -105,7 +105,8 @@ def main() -> None:
             ):
                 runs[one["script"]] = one
                 kept = [runs[recipe.name] for recipe in RECIPES if recipe.name in runs]
-                path = write_results(RESULTS, {"packages": versions(*PACKAGES), "runs": kept})
+                results = {"packages": versions(*PACKAGES), "bar": BAR, "runs": kept}
+                path = write_results(RESULTS, results)
     report(kept)
     print(f"\nresults: {path}")
 
@@ -141,8 +142,13 @@ def compared(recipe: Recipe, work: Path, clones: Path, labels: dict[str, Labels]
         "training_unchanged": same_weights(told["unchanged"], told["lines"]),
         "run_as_with_lines": same_weights(told["lines"], told["run"])
         | {name: told["run"].get(name) == told["lines"].get(name) for name in _DECIDED},
+        "auroc_below_plain": difference(told["plain"].get("auroc"), told["lines"].get("auroc")),
         "variants": {name: of_interest(one) for name, one in told.items()},
     }
+
+
+def difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
 
 
 def run(command: list[str], folder: Path) -> dict[str, Any]:
