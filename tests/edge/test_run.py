@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 class Scaled(TensorDataset):
-    """Its transform is a module, as those of torchvision are, called with gradients on."""
+    # A module, as the transforms of torchvision are, called with gradients on.
 
     transform = nn.Identity()
 
