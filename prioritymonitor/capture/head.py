@@ -104,6 +104,11 @@ class HeadFinder:
         for handle in self._handles.values():
             self._attachments.remove(handle)
 
+    def pass_begins(self, model: nn.Module, args: Any) -> None:
+        """To be called in the first pass, where that has begun before this was made."""
+        self._calls.clear()
+        self._eager.pass_begins(model, args)
+
     def _called(self, module: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         if not torch.is_grad_enabled():
             return
