@@ -28,6 +28,9 @@ _PASSES_TO_LEARN = 8
 
 _ROWS_TO_LEARN = 64
 
+_NO_CHANCE = 8
+"""So many labels agree by chance next to never."""
+
 _MOST_EVIDENCE = 256
 
 
@@ -126,9 +129,13 @@ class WaitingBatches:
         if labels is None:
             return likeliest if is_sure else None
         labels = labels.cpu()
+        self._passes_to_learn -= 1
+        self._rows_to_learn -= len(labels)
         agreeing = next((one for one in candidates if one.agrees(labels)), None)
         if is_ambiguous and agreeing is not None:
             self._learn(waiting, labels)
+        elif not is_sure and agreeing is not None and len(labels) >= _NO_CHANCE:
+            self._evidence += 1  # drawn by another thread, or all of an epoch before its first pass
         return agreeing if agreeing is not None or not is_sure else likeliest
 
     @property
@@ -137,8 +144,6 @@ class WaitingBatches:
 
     def _learn(self, waiting: list[HandedOut], labels: Tensor) -> None:
         """Whether passes are of the oldest batch that waits, or of the latest."""
-        self._passes_to_learn -= 1
-        self._rows_to_learn -= len(labels)
         by_age = sorted(waiting, key=self._batches_order)
         evidence = by_age[0].agreement(labels) - by_age[-1].agreement(labels)
         # One of those in between: whoever passed over the ones before it runs ahead all the same.
