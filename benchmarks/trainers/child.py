@@ -39,14 +39,14 @@ class Weights:
 
 
 class Said(logging.Handler):
-    """What the monitor says, with its level."""
+    """What the monitor warns of."""
 
     def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.messages: list[tuple[str, str]] = []
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append((record.levelname, record.getMessage()))
+        self.messages.append(record.getMessage())
 
 
 def main() -> None:

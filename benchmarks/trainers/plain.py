@@ -247,7 +247,10 @@ def _finetune(
     tokenizer = AutoTokenizer.from_pretrained(files / "encoder")
     model = AutoModelForSequenceClassification.from_pretrained(files / "encoder")
     texts = [name for name in ("sentence", "sentence1", "sentence2") if name in rows[0]]
-    encoded = [tokenizer(*(row[one] for one in texts), truncation=True) for row in rows]
+    longest = 64 if by_trainer else None
+    encoded = [
+        tokenizer(*(row[one] for one in texts), truncation=True, max_length=longest) for row in rows
+    ]
     samples = [one | {"labels": row["label"]} for one, row in zip(encoded, rows, strict=True)]
 
     def together(batch: Iterable[dict[str, Any]]) -> Any:
