@@ -108,6 +108,7 @@ class CalledModule:
         self._guard = guard
         self._on_call = on_call
         self._on_found = on_found
+        self._is_alone = True  # False if other parts are called for it
         self._steps = 0
         self._of_model: weakref.ref[Forward] | None = None
         self._looks_inside = False
@@ -124,7 +125,9 @@ class CalledModule:
 
     @property
     def name(self) -> str:
-        """Name of the module in the model, empty for the model itself."""
+        """Name of the module in the model; empty for the model, and where it is looked for anew."""
+        if not self._is_alone:
+            return ""
         names: dict[nn.Module, str] = {m: name for name, m in self._model.named_modules()}
         return names[self.module]
 
@@ -158,7 +161,8 @@ class CalledModule:
         self._open = None  # a call that broke off has no end
         self._links.clear()
         # One that gives nothing but its loss may have a part that gives logits.
-        self._looks_inside, self._of_model = self._of_model is None, None
+        self._looks_inside = self._model in self._parts and self._of_model is None
+        self._of_model = None
         if self._steps == MOST_STEPS:
             self._stop_looking()
 
@@ -233,6 +237,7 @@ class CalledModule:
             return not one.source.is_of_model or self.module is self._model
         if not self.is_known and self._handles and self._is_trained_on(one, gradient):
             self.found(trial.part.module)
+            self._is_alone = trial.chain is not None and len(trial.chain.parts) == 1
             trial.part.is_found()
             self._on_found(trial.part, trial.chain)
         return self.module is trial.part.module
@@ -244,7 +249,9 @@ class CalledModule:
             return False  # the gradient of its own logits may come yet
         if self._criterion is not None and self._steps:
             return True
-        return _is_of_cross_entropy(one.logits, one.rows.of(gradient))
+        with contained(_ignore):
+            return _is_of_cross_entropy(one.logits, one.rows.of(gradient))
+        return False
 
 
 def _is_of_cross_entropy(logits: Tensor, gradient: Tensor) -> bool:
