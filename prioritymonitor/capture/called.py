@@ -40,21 +40,30 @@ class Part:
     def __init__(self, module: nn.Module, head: nn.Module | None, guard: Guard) -> None:
         self.module = module
         self.finder = HeadFinder(module, head, guard)
+        self._forwards: list[weakref.ref[Forward]] = []
         self._seen: dict[HandedOut, int] = {}  # how many samples of a batch went through it
 
     def count(self, forward: Forward) -> None:
         """Count the samples of a pass on trial here, and not for the model."""
+        self._forwards.append(weakref.ref(forward))
         batch = forward.handed_out
         if batch is not None:
             batch.seen -= forward.samples
             forward.seen_before = self._seen.get(batch, 0)
             self._seen[batch] = forward.seen_before + forward.samples
 
-    def is_found(self) -> None:
-        """It gives the logits: what went through it went through the model."""
+    def is_found(self) -> list[Forward]:
+        """It gives the logits: what went through it went through the model.
+
+        Returns:
+            Its passes that may still get a gradient, in their order.
+        """
         for batch, seen in self._seen.items():
             batch.seen = seen
+        forwards = [forward for ref in self._forwards if (forward := ref()) is not None]
         self._seen.clear()
+        self._forwards.clear()
+        return forwards
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Trial:
     """The parts that were called for it, itself the last; None if what it got is more than them."""
     call: Any
     """What the first of them was called with; None without any."""
+    device: torch.device
+    """Of what it gave."""
 
 
 class CalledModule:
@@ -217,10 +228,11 @@ class CalledModule:
         if module is self._model:
             return
         part = self._parts[module]
-        if part is not None and any(one.requires_grad for one in logits_in(output)):
+        devices = [one.device for one in logits_in(output) if one.requires_grad]
+        if part is not None and devices:
             chain, call = self._links.before(module, (args, kwargs)) or (None, None)
             with contained(_ignore):  # what can't be followed does not give the logits
-                self._on_call(Trial(part, chain, call), args, kwargs, output)
+                self._on_call(Trial(part, chain, call, devices[0]), args, kwargs, output)
         self._links.add(module, args, kwargs, output)
 
     def turns_out(self, one: Pass, gradient: Tensor) -> bool:
@@ -238,7 +250,6 @@ class CalledModule:
         if not self.is_known and self._handles and self._is_trained_on(one, gradient):
             self.found(trial.part.module)
             self._is_alone = trial.chain is not None and len(trial.chain.parts) == 1
-            trial.part.is_found()
             self._on_found(trial.part, trial.chain)
         return self.module is trial.part.module
 

@@ -127,6 +127,8 @@ class StepCapture:
         self._follow_calls(part.module)
         if self._in_step is not None:
             self._remember_head()
+        for forward in part.is_found():
+            self._represent(forward, forward.trial.device, forward.trial.call)
 
     @property
     def label_check(self) -> LabelCheck:
@@ -175,8 +177,7 @@ class StepCapture:
         """A part of the model was called, which may be the one that the loop trains by."""
         if not self._is_on:
             return
-        is_measured = self._is_measured(self.steps)
-        finder = trial.part.finder
+        finder, is_measured = trial.part.finder, self._is_measured(self.steps)
         found = finder.logits_of((args, kwargs), output, is_measured=is_measured)
         if found is not None and found.tensor.requires_grad:
             forward = self._forward_of(finder, found, args, kwargs)
@@ -243,7 +244,6 @@ class StepCapture:
             return
         source = one.source
         if source.trial is not None:
-            self._represent(source, one.logits.device, source.trial.call)
             self._scope.give_step_up()  # the pass began before anybody followed its layers
             source.trial = None
         self._scope.backward_begins(source)
