@@ -159,6 +159,11 @@ class CalledModule:
         self.module, self.is_known = module, True
         self._stop_looking()
 
+    def was_called(self) -> None:
+        """The model gave logits, and nobody waits for their gradient."""
+        if not self.is_known:
+            self.found(self.module)
+
     def model_gave(self, forward: Forward) -> None:
         """The model itself was called and gave logits, which may be trained on or not."""
         if not self.is_known:

@@ -163,9 +163,7 @@ class StepCapture:
         if found is None or not found.tensor.requires_grad:
             return
         if not self._identity.is_known and not is_measured and not self.missing_steps.is_possible():
-            if not self.calls.is_known:
-                self.calls.found(module)
-            return  # without sample identities, nothing of this step is kept
+            return self.calls.was_called()  # without identities, nothing of this step is kept
         forward = self._forward_of(self.head_finder, found, args, kwargs)
         call = self.representations.data_of(module, (args, kwargs))
         self._represent(forward, found.tensor.device, call)
