@@ -40,21 +40,30 @@ class Part:
     def __init__(self, module: nn.Module, head: nn.Module | None, guard: Guard) -> None:
         self.module = module
         self.finder = HeadFinder(module, head, guard)
+        self._forwards: list[weakref.ref[Forward]] = []
         self._seen: dict[HandedOut, int] = {}  # how many samples of a batch went through it
 
     def count(self, forward: Forward) -> None:
         """Count the samples of a pass on trial here, and not for the model."""
+        self._forwards.append(weakref.ref(forward))
         batch = forward.handed_out
         if batch is not None:
             batch.seen -= forward.samples
             forward.seen_before = self._seen.get(batch, 0)
             self._seen[batch] = forward.seen_before + forward.samples
 
-    def is_found(self) -> None:
-        """It gives the logits: what went through it went through the model."""
+    def is_found(self) -> list[Forward]:
+        """It gives the logits: what went through it went through the model.
+
+        Returns:
+            Its passes that may still get a gradient, in their order.
+        """
         for batch, seen in self._seen.items():
             batch.seen = seen
+        forwards = [forward for ref in self._forwards if (forward := ref()) is not None]
         self._seen.clear()
+        self._forwards.clear()
+        return forwards
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Trial:
     """The parts that were called for it, itself the last; None if what it got is more than them."""
     call: Any
     """What the first of them was called with; None without any."""
+    device: torch.device
+    """Of what it gave."""
 
 
 class CalledModule:
@@ -108,6 +119,7 @@ class CalledModule:
         self._guard = guard
         self._on_call = on_call
         self._on_found = on_found
+        self._is_alone = True  # False if other parts are called for it
         self._steps = 0
         self._of_model: weakref.ref[Forward] | None = None
         self._looks_inside = False
@@ -124,7 +136,9 @@ class CalledModule:
 
     @property
     def name(self) -> str:
-        """Name of the module in the model, empty for the model itself."""
+        """Name of the module in the model; empty for the model, and where it is looked for anew."""
+        if not self._is_alone:
+            return ""
         names: dict[nn.Module, str] = {m: name for name, m in self._model.named_modules()}
         return names[self.module]
 
@@ -145,6 +159,11 @@ class CalledModule:
         self.module, self.is_known = module, True
         self._stop_looking()
 
+    def was_called(self) -> None:
+        """The model gave logits, and nobody waits for their gradient."""
+        if not self.is_known:
+            self.found(self.module)
+
     def model_gave(self, forward: Forward) -> None:
         """The model itself was called and gave logits, which may be trained on or not."""
         if not self.is_known:
@@ -158,7 +177,8 @@ class CalledModule:
         self._open = None  # a call that broke off has no end
         self._links.clear()
         # One that gives nothing but its loss may have a part that gives logits.
-        self._looks_inside, self._of_model = self._of_model is None, None
+        self._looks_inside = self._model in self._parts and self._of_model is None
+        self._of_model = None
         if self._steps == MOST_STEPS:
             self._stop_looking()
 
@@ -213,10 +233,11 @@ class CalledModule:
         if module is self._model:
             return
         part = self._parts[module]
-        if part is not None and any(one.requires_grad for one in logits_in(output)):
+        devices = [one.device for one in logits_in(output) if one.requires_grad]
+        if part is not None and devices:
             chain, call = self._links.before(module, (args, kwargs)) or (None, None)
             with contained(_ignore):  # what can't be followed does not give the logits
-                self._on_call(Trial(part, chain, call), args, kwargs, output)
+                self._on_call(Trial(part, chain, call, devices[0]), args, kwargs, output)
         self._links.add(module, args, kwargs, output)
 
     def turns_out(self, one: Pass, gradient: Tensor) -> bool:
@@ -233,7 +254,7 @@ class CalledModule:
             return not one.source.is_of_model or self.module is self._model
         if not self.is_known and self._handles and self._is_trained_on(one, gradient):
             self.found(trial.part.module)
-            trial.part.is_found()
+            self._is_alone = trial.chain is not None and len(trial.chain.parts) == 1
             self._on_found(trial.part, trial.chain)
         return self.module is trial.part.module
 
@@ -244,7 +265,9 @@ class CalledModule:
             return False  # the gradient of its own logits may come yet
         if self._criterion is not None and self._steps:
             return True
-        return _is_of_cross_entropy(one.logits, one.rows.of(gradient))
+        with contained(_ignore):
+            return _is_of_cross_entropy(one.logits, one.rows.of(gradient))
+        return False
 
 
 def _is_of_cross_entropy(logits: Tensor, gradient: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..records import Observation, Step
-from . import private
+from .arrivals import await_gradient, await_gradient_before_copies
 from .called import CalledModule, Part, Trial
 from .graph import Derivation, before_copies, find_derivation, leave_mark
 from .head import HeadFinder, Logits, unknown
@@ -124,10 +124,11 @@ class StepCapture:
         self.representations.follow(part.module, chain)
         self._scope.close()
         self._scope = self._scope_of(part.module)
-        self._scope.give_step_up()  # its passes began before anybody followed them
         self._follow_calls(part.module)
         if self._in_step is not None:
             self._remember_head()
+        for forward in part.is_found():
+            self._represent(forward, forward.trial.device, forward.trial.call)
 
     @property
     def label_check(self) -> LabelCheck:
@@ -162,9 +163,7 @@ class StepCapture:
         if found is None or not found.tensor.requires_grad:
             return
         if not self._identity.is_known and not is_measured and not self.missing_steps.is_possible():
-            if not self.calls.is_known:
-                self.calls.found(module)
-            return  # without sample identities, nothing of this step is kept
+            return self.calls.was_called()  # without identities, nothing of this step is kept
         forward = self._forward_of(self.head_finder, found, args, kwargs)
         call = self.representations.data_of(module, (args, kwargs))
         self._represent(forward, found.tensor.device, call)
@@ -176,8 +175,7 @@ class StepCapture:
         """A part of the model was called, which may be the one that the loop trains by."""
         if not self._is_on:
             return
-        is_measured = self._is_measured(self.steps)
-        finder = trial.part.finder
+        finder, is_measured = trial.part.finder, self._is_measured(self.steps)
         found = finder.logits_of((args, kwargs), output, is_measured=is_measured)
         if found is not None and found.tensor.requires_grad:
             forward = self._forward_of(finder, found, args, kwargs)
@@ -195,7 +193,7 @@ class StepCapture:
             one = begin(forward, logits)
             node, output = before_copies(logits)
             if node is not logits.grad_fn:
-                self._await_gradient_before_copies(one, node, output)
+                await_gradient_before_copies(one, node, output, self._arrived, self._guard)
             self._await_gradient(logits, one, node, output)
 
     def _forward_of(self, finder: HeadFinder, found: Logits, args: Any, kwargs: Any) -> Forward:
@@ -235,21 +233,8 @@ class StepCapture:
         one.source.latest = weakref.ref(logits), weakref.ref(one)
         self._await_gradient(logits, one, derivation.node, derivation.output)
 
-    def _await_gradient_before_copies(self, one: Pass, node: Any, output: int) -> None:
-        """Where a loss inside the model is of what was copied, none reaches the copy."""
-
-        def arrived(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[output]
-            if gradient is not None and one.backward != private.backward_pass():
-                self._arrived(one, gradient.detach())
-
-        node.register_prehook(Hook(arrived, self._guard))
-
     def _await_gradient(self, logits: Tensor, one: Pass, node: Any, output: int) -> None:
-        def arrived(gradient: Tensor) -> None:
-            self._arrived(one, gradient.detach())
-
-        logits.register_hook(Hook(arrived, self._guard))
+        await_gradient(one, logits, self._arrived, self._guard)
         self._scope.await_gradient(one, node, output)
 
     def _arrived(self, one: Pass, gradient: Tensor) -> None:
@@ -257,7 +242,7 @@ class StepCapture:
             return
         source = one.source
         if source.trial is not None:
-            self._represent(source, one.logits.device, source.trial.call)
+            self._scope.give_step_up()  # the pass began before anybody followed its layers
             source.trial = None
         self._scope.backward_begins(source)
         self._trained_on(one, gradient)
