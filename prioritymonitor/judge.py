@@ -11,6 +11,7 @@ from torch import nn
 
 from .arguments import Settings
 from .errors import ArgumentTypeError, ArgumentValueError, contained, described
+from .ranks import Ranks
 from .records import Decision, EpochOfSamples, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
@@ -47,6 +48,8 @@ class Judge:
         rule: Rule,
         say: Callable[[str], None],
     ) -> None:
+        self.ranks: Ranks | None = None
+        """Those that measure together; None where this process is alone."""
         self.table = table
         self.keeper = keeper
         self._rule = rule
@@ -91,7 +94,9 @@ class Judge:
 
         Raises:
             SamplesMixedUp: Samples showed other labels than before.
+            OutOfTouch: Other ranks can't be reached.
         """
+        self._combine(record["epoch"])
         table, past = self.table, self.table.history.past
         epoch = table.end_epoch()
         if epoch.relabelled > _MOST_RELABELLED * table.history.size:
@@ -117,6 +122,19 @@ class Judge:
         known = table.losses() | {"noise_rate": table.noise_rate}
         record |= {name: _known(value) for name, value in known.items()}
         return decision if before.stop else self._with_weights(decision, record["epoch"])
+
+    def _combine(self, epoch: int) -> None:
+        """Have all ranks know the same of the epoch; then all of them decide the same."""
+        ranks, table = self.ranks, self.table
+        if ranks is None:
+            return
+        before = ranks.members
+        ranks.together(f"epoch {epoch}", lambda: table.combine(ranks))
+        for lost in sorted({*before} - {*ranks.members}):
+            self._say(
+                f"rank {lost} has no monitor, has closed it, or was late: labels and the stop are "
+                "judged without its samples from here on"
+            )
 
     def _with_votes(self, epoch: EpochOfSamples) -> EpochOfSamples:
         """The same with the votes of the neighbours, if they have voted by now."""

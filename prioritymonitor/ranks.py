@@ -39,6 +39,11 @@ def is_alone() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2
 
 
+def is_first() -> bool:
+    """Whether this process is the one of all ranks that writes and logs."""
+    return is_alone() or dist.get_rank() == 0
+
+
 class Ranks:
     """The ranks that have a monitor, and measure together.
 
@@ -60,6 +65,7 @@ class Ranks:
         # The monitors that a process makes are numbered, and the n-th of each belong together.
         number = store.add(f"prioritymonitor/monitors_of/{rank}", 1)
         self._name = f"prioritymonitor/{number}"
+        self._asked = 0
         self._group: Any = None
         self._group_members: list[int] = []
 
@@ -107,6 +113,22 @@ class Ranks:
     def least(self, tensor: Tensor) -> Tensor:
         """The least over the ranks, on the host."""
         return self._reduced(tensor, dist.ReduceOp.MIN)
+
+    def of_first(self, own: Tensor) -> Tensor:
+        """What the first rank has, on the host; each must ask as often as the others.
+
+        Raises:
+            RuntimeError: It does not come.
+        """
+        self._asked += 1
+        key = f"{self._name}/of_first/{self._asked}"
+        if self.speaks:
+            own = own.detach().to("cpu", copy=True)
+            self._store.set(key, own.numpy().tobytes())
+            return own
+        self._store.wait([key], self._patience)
+        theirs = torch.frombuffer(bytearray(self._store.get(key)), dtype=own.dtype)
+        return theirs.view(own.shape)
 
     def leave(self) -> None:
         """This rank has a monitor no more; nobody waits for it."""

@@ -242,6 +242,8 @@ class Run:
                 return self.judge.end_epoch(record, self.records, self.decision)
             except SamplesMixedUp as mixed_up:
                 self._forget_samples(StopReason.NO_IDENTITY, str(mixed_up))
+            except ranks.OutOfTouch as error:
+                self._forget_samples(StopReason.OUT_OF_TOUCH, str(error))
         now = self.decision.epoch if self.decision.stop else record["epoch"]
         return replace(self.decision, epoch=now)
 

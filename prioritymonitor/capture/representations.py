@@ -19,6 +19,9 @@ from .projection import Projection
 class FirstVisits(Protocol):
     """Wants to know what samples look like before they are learnt."""
 
+    agree: Callable[[Tensor], Tensor]
+    """Gives what the first of all ranks has found, from what this one has."""
+
     when_closed: Callable[[], None]
     """Called when it wants no more."""
 
@@ -48,11 +51,15 @@ class Representations:
     def __init__(self, model: nn.Module, visits: FirstVisits | None) -> None:
         self._visits = visits
         self._initial = InitialWeights(model)
-        self._inputs, self._features = Projection(), Projection()
+        agree = self._agree
+        self._inputs, self._features = Projection(agree), Projection(agree)
         self._latest: tuple[HandedOut, Tensor] | None = None
         """Of a whole batch: an attack, or a closure, goes through the model with it many times."""
         if visits is not None:
             visits.when_closed = self.forget
+
+    def _agree(self, found: Tensor) -> Tensor:
+        return self._visits.agree(found) if self._visits is not None else found
 
     def forget(self) -> None:
         """Free what is only needed to make them."""
