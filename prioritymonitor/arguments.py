@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -18,8 +16,9 @@ from .capture.head import is_linear
 from .capture.loader.first_samples import FirstSamples
 from .capture.loader.wrapped import loaders_in
 from .errors import ArgumentTypeError, ArgumentValueError
-from .samples.known_labels import KnownNoise
+from .samples.known_labels import KnownNoise, known_noise
 from .stopping.rule import Rule
+from .type_names import got, instead, type_name
 
 _EVERY = {"head": 8, "all": 16}
 """Optimizer steps from a measured one to the next, unless the user says."""
@@ -76,12 +75,10 @@ def checked(
     check_count("max_tracked", max_tracked)
     check_output(log_dir, writer)
     dataset = loader.dataset if loader is not None else None
-    flags, labels = check_noisy(noisy, dataset), check_true_labels(true_labels, dataset)
-    noisy_is_known = flags is not None or labels is not None
     return Settings(
         criterion=criterion,
         head=head,
-        noisy=KnownNoise(flags, labels) if noisy_is_known else None,
+        noisy=known_noise(noisy, true_labels, dataset),
         engine=_chosen(engine, model) if scope == "all" else None,
         every=every if every is not None else _EVERY[scope],
         stop=stop,
@@ -108,7 +105,9 @@ def check_model_and_optimizer(model: Any, optimizer: Any) -> Optimizer:
         ArgumentValueError: The optimizer trains no parameter of the model.
     """
     if not isinstance(model, nn.Module):
-        raise ArgumentTypeError(f"got model of type {_name(model)}; pass a torch.nn.Module")
+        raise ArgumentTypeError(
+            f"{got('model', model)}; pass a torch.nn.Module{instead('model', model)}"
+        )
     # A wrapper such as accelerate's has no step hooks. That of Opacus steps the one inside only if
     # parameters change, while the gradients of the samples are still there.
     for name in ("optimizer", "original_optimizer"):
@@ -117,14 +116,16 @@ def check_model_and_optimizer(model: Any, optimizer: Any) -> Optimizer:
             optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise ArgumentTypeError(
-            f"got optimizer of type {_name(optimizer)}; pass a torch.optim.Optimizer"
+            f"{got('optimizer', optimizer)}; pass a torch.optim.Optimizer"
+            f"{instead('optimizer', optimizer)}"
         )
     own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     groups = optimizer.param_groups
     if not any(id(parameter) in own for group in groups for parameter in group["params"]):
         raise ArgumentValueError(
-            f"got a {_name(optimizer)} that holds no trainable parameter of {_name(model)}; make "
-            "the optimizer from model.parameters(), and the monitor from that same model"
+            f"got a {type_name(optimizer)} that holds no trainable parameter of "
+            f"{type_name(model)}; make the optimizer from model.parameters(), and the monitor from "
+            "that same model"
         )
     return optimizer
 
@@ -135,12 +136,12 @@ def check_head(model: nn.Module, head: Any) -> None:
         return
     if not isinstance(head, nn.Module) or not is_linear(head):
         raise ArgumentTypeError(
-            f"got head of type {_name(head)}; pass the nn.Linear or 1×1 nn.Conv2d of the model "
+            f"{got('head', head)}; pass the nn.Linear or 1×1 nn.Conv2d of the model "
             "that gives the logits, or leave it out to have it found"
         )
     if not any(module is head for module in model.modules()):
         raise ArgumentValueError(
-            f"got a head that is no layer of {_name(model)}; pass one of its own linear layers"
+            f"got a head that is no layer of {type_name(model)}; pass one of its own linear layers"
         )
 
 
@@ -157,12 +158,12 @@ def check_loader(loader: Any) -> DataLoader[Any] | None:
         return found[0]
     if found:
         raise ArgumentTypeError(
-            f"got train_loader of type {_name(loader)} around {len(found)} DataLoaders; pass the "
-            "one whose labels are trained on"
+            f"{got('train_loader', loader)} around {len(found)} DataLoaders; pass the one whose "
+            "labels are trained on"
         )
     raise ArgumentTypeError(
-        f"got train_loader of type {_name(loader)}; pass the torch DataLoader of the training "
-        "data, or leave it out and do without suspects and stop"
+        f"{got('train_loader', loader)}; pass the torch DataLoader of the training data, or leave "
+        f"it out and do without suspects and stop{instead('train_loader', loader)}"
     )
 
 
@@ -175,7 +176,7 @@ def check_validation(validation: Any, loader: Any) -> FirstSamples | None:
     is_one = isinstance(validation, (str, bytes, Tensor, Mapping, Iterator))
     if is_one or not isinstance(validation, Iterable):
         raise ArgumentTypeError(
-            f"got validation of type {_name(validation)}; pass a DataLoader, or another iterable "
+            f"{got('validation', validation)}; pass a DataLoader, or another iterable "
             "of batches that can be gone through again"
         )
     return FirstSamples(validation)
@@ -238,7 +239,7 @@ def check_criterion(criterion: Any, loader: Any) -> None:
         return
     if not callable(criterion):
         raise ArgumentTypeError(
-            f"got criterion of type {_name(criterion)}; pass an nn.Module such as "
+            f"{got('criterion', criterion)}; pass an nn.Module such as "
             "nn.CrossEntropyLoss(), or a function of (logits, targets)"
         )
     if loader is None:
@@ -251,62 +252,13 @@ def check_criterion(criterion: Any, loader: Any) -> None:
 def check_output(log_dir: Any, writer: Any) -> None:
     """Raises unless there is at most one place to write to, and it can be written to."""
     if log_dir is not None and not isinstance(log_dir, (str, os.PathLike)):
-        raise ArgumentTypeError(f"got log_dir of type {_name(log_dir)}; pass a path")
+        raise ArgumentTypeError(f"{got('log_dir', log_dir)}; pass a path")
     if log_dir == "":
         raise ArgumentValueError('got log_dir=""; name a folder, or pass None to write nothing')
     if log_dir is not None and writer is not None:
         raise ArgumentValueError("got log_dir and writer; pass one of them")
     if writer is not None and not callable(getattr(writer, "add_scalar", None)):
         raise ArgumentTypeError(
-            f"got writer of type {_name(writer)}; pass a SummaryWriter, or anything with "
+            f"{got('writer', writer)}; pass a SummaryWriter, or anything with "
             "add_scalar(tag, value, step)"
         )
-
-
-def check_noisy(noisy: Any, dataset: Any) -> Tensor | Callable[..., Tensor] | None:
-    """`noisy` as a bool tensor `[n]` or a callable; raises for anything else."""
-    if noisy is None or (callable(noisy) and not isinstance(noisy, Tensor)):
-        return noisy
-    flags = _column("noisy", noisy, dataset)
-    if flags.dtype != torch.bool:
-        raise ArgumentTypeError(
-            f"got noisy of type {flags.dtype}; pass one bool per sample, True where the label is "
-            "wrong, or a function (inputs, targets, index) -> bool [B]"
-        )
-    return flags
-
-
-def check_true_labels(true_labels: Any, dataset: Any) -> Tensor | None:
-    """`true_labels` as an int64 tensor `[n]`; raises for anything else."""
-    if true_labels is None:
-        return None
-    labels = _column("true_labels", true_labels, dataset)
-    if labels.dtype == torch.bool or labels.is_floating_point():
-        raise ArgumentTypeError(
-            f"got true_labels of type {labels.dtype}; pass one integer class per sample"
-        )
-    return labels.long()
-
-
-def _column(name: str, values: Any, dataset: Any) -> Tensor:
-    if not isinstance(values, (Tensor, np.ndarray, list, tuple)):
-        raise ArgumentTypeError(f"got {name} of type {_name(values)}; pass one value per sample")
-    try:
-        column = torch.as_tensor(values).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentTypeError(f"got {name} that is no tensor: {error}") from error
-    if not isinstance(dataset, Sized):
-        raise ArgumentValueError(
-            f"got {name} by sample and no train_loader whose data set has a length; samples then "
-            "have no index: pass train_loader, or a function of the batch"
-        )
-    if column.shape != (len(dataset),):
-        raise ArgumentValueError(
-            f"got {name} of shape {list(column.shape)} for a data set of {len(dataset)} samples; "
-            "pass one value per sample, in the order of train_loader.dataset"
-        )
-    return column
-
-
-def _name(thing: Any) -> str:
-    return type(thing).__name__

@@ -12,11 +12,13 @@ from .arguments import Settings
 from .capture.held_out import HeldOut
 from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
+from .capture.parameters import trained_parameters
 from .capture.representations import FirstVisits
 from .capture.scope import HeadScope, Scope
 from .capture.step import StepCapture
 from .records import Observation, Step
 from .samples.grouping import Grouping
+from .type_names import type_name
 
 
 class Attached:
@@ -54,20 +56,22 @@ class Attached:
     ) -> StepCapture:
         """Follow passes and steps; the arguments are those of `StepCapture` and its scope."""
         self._first_visits = grouping.first_visits
-        if settings.engine is not None:
-            # Only here: it loads torch.func, and takes a tenth of a second.
-            from .gradients.parameters import ENGINES
-            from .gradients.parameters.all_parameters import AllParameters
 
-            self.scope = AllParameters(
-                model,
-                optimizer,
-                ENGINES[settings.engine],
-                is_measured=lambda: is_measured(self.capture.steps),
-                noisy_weight=grouping.noisy_weight,
-                guard=self.guard,
-                on_problem=on_problem,
-            )
+        def scope_of(module: nn.Module) -> Scope:
+            if settings.engine is not None:
+                self.scope = self._all_parameters(
+                    module, optimizer, settings.engine, is_measured, grouping, on_problem
+                )
+                if len(parameters_in(module)) < len(parameters_in(model)):
+                    on_problem(
+                        f"statistics of steps cover the {type_name(module)} that the loop calls, "
+                        f"and not all of {type_name(model)}, which is never called itself"
+                    )
+            return self.scope
+
+        def parameters_in(module: nn.Module) -> dict[str, nn.Parameter]:
+            return trained_parameters(module, optimizer)
+
         known = settings.noisy
         self.capture = StepCapture(
             model,
@@ -77,13 +81,48 @@ class Attached:
             recorder=self.recorder,
             is_measured=is_measured,
             one_by_one=known is not None and known.needs_inputs,
-            scope=self.scope,
+            scope_of=scope_of,
             first_visits=self._first_visits,
             on_observation=on_observation,
             on_step=on_step,
+            on_problem=on_problem,
             guard=self.guard,
         )
         return self.capture
+
+    def _all_parameters(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        engine: str,
+        is_measured: Callable[[int], bool],
+        grouping: Grouping,
+        on_problem: Callable[[str], None],
+    ) -> Scope:
+        # Only here: it loads torch.func, and takes a tenth of a second.
+        from .gradients.parameters import ENGINES
+        from .gradients.parameters.all_parameters import AllParameters
+
+        return AllParameters(
+            module,
+            optimizer,
+            ENGINES[engine],
+            is_measured=lambda: is_measured(self.capture.steps),
+            noisy_weight=grouping.noisy_weight,
+            guard=self.guard,
+            on_problem=on_problem,
+        )
+
+    def check_labels(self) -> list[str]:
+        """Take identity from samples whose labels are not those that the loader gave.
+
+        Returns:
+            What else to tell of the labels of the epoch that ends.
+        """
+        why_none, message = self.capture.label_check.end_epoch()
+        if why_none is not None and self.recorder is not None:
+            self.recorder.lose_identity(why_none)
+        return [] if message is None else [message]
 
     def held_out(self, model: nn.Module, settings: Settings) -> HeldOut | None:
         """The held-out samples, where there are any; nothing is put on them."""

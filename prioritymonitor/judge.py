@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .arguments import Settings
-from .errors import ArgumentTypeError, ArgumentValueError, contained, described
-from .ranks import Ranks
-from .records import Decision, EpochOfSamples, Record, StopReason
+from .errors import ArgumentTypeError, ArgumentValueError, contained, described, is_from_signal
+from .ranks import OutOfTouch, Ranks
+from .records import Decision, EpochOfSamples, Observation, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
 from .stopping.rule import Rule, measure_only
@@ -25,8 +26,12 @@ _MUCH_MEMORY = 2**30
 """Bytes of the table of samples from which on it is said what it takes."""
 
 
-class SamplesMixedUp(Exception):
-    """Samples are not those that they are taken for; nothing was concluded from them."""
+class NotJudged(Exception):
+    """Why nothing was concluded from an epoch, nor will be from the next ones."""
+
+    def __init__(self, reason: StopReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Judge:
@@ -48,9 +53,8 @@ class Judge:
         rule: Rule,
         say: Callable[[str], None],
     ) -> None:
-        self.ranks: Ranks | None = None
-        """Those that measure together; None where this process is alone."""
         self.table = table
+        self.table.first_visits.rows_of_all = self._rows_of_all
         self.keeper = keeper
         self._rule = rule
         self._say = say
@@ -64,8 +68,21 @@ class Judge:
     def of(
         cls, model: nn.Module, dataset_size: int, settings: Settings, say: Callable[[str], None]
     ) -> Judge:
-        """The judge that the user's settings ask for."""
-        table = SampleTable(dataset_size, settings.max_tracked)
+        """The judge that the user's settings ask for.
+
+        Raises:
+            ArgumentValueError: The memory does not hold so many samples.
+        """
+        try:
+            table = SampleTable(dataset_size, settings.max_tracked)
+        except (RuntimeError, MemoryError) as error:
+            if is_from_signal(error):
+                raise
+            raise ArgumentValueError(
+                f"got a data set of {dataset_size:,} samples, more than the memory can follow: let "
+                "its __len__ give how many there really are, use max_tracked= to follow a random "
+                "subset, or leave train_loader out and do without suspects and stop"
+            ) from error
         keeps, averaged = settings.keep_best is not None, settings.keep_best == "averaged"
         keeper = WeightKeeper(model, averaged) if keeps else None
         return cls(table, keeper, settings.stop or measure_only, say)
@@ -93,8 +110,7 @@ class Judge:
             before: The advice so far; a stop stays.
 
         Raises:
-            SamplesMixedUp: Samples showed other labels than before.
-            OutOfTouch: Other ranks can't be reached.
+            NotJudged: Samples showed other labels than before, or other ranks can't be reached.
         """
         self._combine(record["epoch"])
         table, past = self.table, self.table.history.past
@@ -103,9 +119,10 @@ class Judge:
             table.history.past = past
             if len(earlier) < 2:  # what was known of them before was never checked
                 table.forget()
-            raise SamplesMixedUp(
+            raise NotJudged(
+                StopReason.NO_IDENTITY,
                 f"{epoch.relabelled} of them showed another label than before; something between "
-                "train_loader and the model changes the order of batches or their labels"
+                "train_loader and the model changes the order of batches or their labels",
             )
         epoch = self._with_votes(epoch)
         record["samples_seen"] = epoch.samples_seen
@@ -123,13 +140,38 @@ class Judge:
         record |= {name: _known(value) for name, value in known.items()}
         return decision if before.stop else self._with_weights(decision, record["epoch"])
 
+    @functools.cached_property
+    def ranks(self) -> Ranks | None:
+        """Those that measure together; None where this process is alone.
+
+        Asked for once training has begun: the process group may be made after the monitor.
+        """
+        return Ranks.of_process()
+
+    def begins_with(self, observation: Observation) -> None:
+        """Samples are trained on, in batches as large as these."""
+        if self.ranks is not None:
+            batch = len(observation.visits.counted) // len(observation.health.finite)
+            self.table.history.share_first_samples(batch, self.ranks)
+
+    def leave(self) -> None:
+        """Nothing is judged any more: other ranks need not wait for this one."""
+        if "ranks" in vars(self) and self.ranks is not None:
+            self.ranks.leave()
+
+    def _rows_of_all(self, own: Tensor) -> Tensor:
+        return own if self.ranks is None else self.ranks.rows_of_all(own).to(own.device)
+
     def _combine(self, epoch: int) -> None:
         """Have all ranks know the same of the epoch; then all of them decide the same."""
         ranks, table = self.ranks, self.table
         if ranks is None:
             return
         before = ranks.members
-        ranks.together(f"epoch {epoch}", lambda: table.combine(ranks))
+        try:
+            ranks.together(f"epoch {epoch}", lambda: table.combine(ranks))
+        except OutOfTouch as error:
+            raise NotJudged(StopReason.OUT_OF_TOUCH, str(error)) from error
         for lost in sorted({*before} - {*ranks.members}):
             self._say(
                 f"rank {lost} has no monitor, has closed it, or was late: labels and the stop are "

@@ -149,6 +149,7 @@ class GradientMonitor(Readings):
         Read by the thread that trains, in a single process, it closes an epoch whose last batch was
         used; so does `should_stop`. No other reading changes anything, from any thread.
         """
+        self._run.loop.advice_was_read = True
         self._run.settle()
         return self._run.decision
 

@@ -78,11 +78,6 @@ class Ranks:
         store = dist.distributed_c10d._get_default_store()
         return cls(store, dist.get_rank(), dist.get_world_size())
 
-    @property
-    def speaks(self) -> bool:
-        """Whether this rank is the one that writes and logs."""
-        return self.rank == self.members[0]
-
     def together(self, name: str, exchange: Callable[[], _Result]) -> _Result:
         """Exchange something with all who come; it holds for all of them, or for none.
 
@@ -114,21 +109,25 @@ class Ranks:
         """The least over the ranks, on the host."""
         return self._reduced(tensor, dist.ReduceOp.MIN)
 
-    def of_first(self, own: Tensor) -> Tensor:
-        """What the first rank has, on the host; each must ask as often as the others.
+    def rows_of_all(self, own: Tensor) -> Tensor:
+        """Rows of all ranks, one rank's after the other's, on the host.
+
+        For a few rows in the middle of an epoch, where nobody is absent; each must ask as often as
+        the others.
+
+        Args:
+            own: `[rows, ...]`, as many as this rank has.
 
         Raises:
-            RuntimeError: It does not come.
+            RuntimeError: Those of another rank don't come.
         """
         self._asked += 1
-        key = f"{self._name}/of_first/{self._asked}"
-        if self.speaks:
-            own = own.detach().to("cpu", copy=True)
-            self._store.set(key, own.numpy().tobytes())
-            return own
-        self._store.wait([key], self._patience)
-        theirs = torch.frombuffer(bytearray(self._store.get(key)), dtype=own.dtype)
-        return theirs.view(own.shape)
+        own = own.detach().to("cpu", copy=True).contiguous()
+        keys = [f"{self._name}/rows/{self._asked}/{rank}" for rank in self.members]
+        self._store.set(keys[self.members.index(self.rank)], own.numpy().tobytes())
+        self._store.wait(keys, self._patience)
+        found = [torch.frombuffer(bytearray(self._store.get(key)), dtype=own.dtype) for key in keys]
+        return torch.cat(found).view(-1, *own.shape[1:])
 
     def leave(self) -> None:
         """This rank has a monitor no more; nobody waits for it."""
@@ -155,7 +154,7 @@ class Ranks:
         self._group, self._group_members = None, members
         if len(members) > 1:
             name = "-".join(map(str, _runs(members)))
-            store = dist.PrefixStore(f"{self._name}/group/{name}", self._store)
+            store = dist.distributed_c10d.PrefixStore(f"{self._name}/group/{name}", self._store)
             place, count = members.index(self.rank), len(members)
             self._group = dist.ProcessGroupGloo(store, place, count, timeout=self._patience)
 

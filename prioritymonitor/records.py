@@ -67,9 +67,10 @@ class Visits:
     """Place of each sample in the data set, int64 `[B]`; −1 or None where it is not known."""
     inputs: Any = None
     """First argument of the model's forward pass, for a `noisy` callable; None for K > 1."""
+    is_own: Tensor | None = None
+    """False where a row is mostly another sample, as after mixup, bool `[B]`; None for no row."""
     representation: Tensor | None = None
-    """What the samples look like to a model that saw no label, `[B, 2, 64]`; NaN or None where it
-    is not known or not wanted."""
+    """What samples look like to a model that saw no label, `[B, 2, 64]`; NaN or None: unknown."""
 
     def flat(self) -> Visits:
         """The same with `[K, R]` turned into `[K · R]`."""
@@ -250,6 +251,7 @@ class StopReason(Enum):
     NO_RULE = "measuring only, stop=None"
     NO_IDENTITY = "samples have no identity, so what was memorised cannot be seen"
     FAILED = "measuring is off after a failure"
+    OUT_OF_TOUCH = "other ranks can't be reached, or went on without this one"
     RULE_FAILED = "the rule passed as stop= failed"
 
 

@@ -17,13 +17,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from . import ranks
+from . import in_use, ranks
 from .arguments import Settings
 from .attached import Attached
-from .capture.health import Health
 from .capture.loader.recorder import LoaderRecorder
 from .errors import contained, described, may_pass
-from .judge import Judge, SamplesMixedUp
+from .judge import Judge, NotJudged
+from .loop import Loop
 from .records import (
     NOTHING_YET,
     Decision,
@@ -59,10 +59,11 @@ class Run:
         self.decision = NOTHING_YET
         self.epoch = 0
         self.records: tuple[Record, ...] = ()
-        self.log = Log()
+        self.log = Log(ranks.is_first)
         log_dir = settings.log_dir
         self.folder = RunFolder(log_dir, self.log.once) if log_dir is not None else None
-        self.reports = Sinks(all_sinks(self.log, self.folder, settings.writer), self.log.once)
+        sinks = all_sinks(self.log, self.folder, settings.writer)
+        self.reports = Sinks(sinks, self.log.once, ranks.is_first)
         self.table = SampleTable(0, None)
         """What is known of the samples; empty where they never had an identity."""
         self.judge: Judge | None = None
@@ -88,6 +89,7 @@ class Run:
             self.attached.detach()
             self.phase = Phase.CLOSED
             raise
+        in_use.take_over(self, model, optimizer)
 
     def _attach(self, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
         settings = self.settings
@@ -99,11 +101,7 @@ class Run:
         self.grouping = Grouping(settings.noisy, self.table if self.judge else None)
         overhead = self.guard.stopwatch.share
         self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
-        self._health = Health(
-            has_criterion=settings.criterion is not None,
-            has_named_head=settings.head is not None,
-            has_identity=self.judge is not None,
-        )
+        self.loop = Loop(model, optimizer, self.attached.recorder, settings, self.log.once)
         held_out = self.attached.held_out(model, settings)
         self.validation = Validation(held_out, self.guard.stopwatch, self.reports, self.log)
         self.attached.to_training(
@@ -137,6 +135,8 @@ class Run:
             if self.phase is Phase.CLOSED:
                 return
             self.bring_up_to_date()
+            if self.judge is not None:
+                self.judge.leave()
             self.attached.detach()
             self.reports.close(self.table.suspect_columns)
             self.resumes_as, self.phase = self.phase, Phase.CLOSED
@@ -149,7 +149,9 @@ class Run:
         return self.judge is not None and self.phase is not Phase.IDENTITY_LOST
 
     def _observed(self, observation: Observation) -> None:
-        self.log.once(*self._health.add(observation))
+        if self.judge is not None:
+            self.judge.begins_with(observation)
+        self.loop.observed(observation)
         if observation.visits.targets is TargetKind.NUMBERS:
             self._forget_samples(StopReason.NO_CLASSES)
         self._check_identity()
@@ -159,12 +161,13 @@ class Run:
         self._training_thread = threading.get_ident()
         if not self._has_begun:
             self._begin(step)
-        self.log.once(*self._health.add_first_step(step))
         self.steps.add(self.attached.capture.steps, step)
         if self.judge is not None:
             self.judge.step_made(self.expected_steps)
         self._check_identity()
-        self.log.once(*self._health.add_step(self.expected_steps))
+        self.loop.step_made(step, self.attached.capture, self.expected_steps)
+        if not ranks.is_alone():
+            self._settle()  # all at the same step, whoever reads the advice
 
     def _begin(self, step: Step) -> None:
         """Say what the run is: by now it is known whether a state was loaded."""
@@ -180,13 +183,9 @@ class Run:
 
     def _check_identity(self) -> None:
         """Before anything is concluded from it."""
-        recorder = self.attached.recorder
-        if recorder is None:
-            return
-        if recorder.no_identity is not None:
-            self._forget_samples(StopReason.NO_IDENTITY, recorder.no_identity)
-        elif recorder.not_followed is not None:
-            self.log.once(f"not all samples are followed: {recorder.not_followed}")
+        why_none = self.loop.why_no_identity()
+        if why_none is not None:
+            self._forget_samples(StopReason.NO_IDENTITY, why_none)
 
     # Epochs
 
@@ -215,17 +214,21 @@ class Run:
     def _end_epoch(self) -> None:
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             return
-        self.attached.capture.observe()
+        capture = self.attached.capture
+        capture.observe()
         self.steps.report()
-        self.log.once(*self._health.end_epoch(self.epoch + 1))
-        steps, epoch = self.attached.capture.steps, self.epoch + 1
+        steps, epoch = capture.steps, self.epoch + 1
+        if steps == self.steps_at_end:
+            return capture.missing_steps.epoch_ended()  # nobody was trained, as far as we see
+        self.log.once(*self.attached.check_labels())
+        self.loop.end_epoch(epoch)
+        self._check_identity()
         record = dict.fromkeys(RECORD_KEYS) | {"epoch": epoch, "step": steps, "time": time.time()}
         if self.judge is not None:
             self.expected_steps = self.judge.count_steps(self.expected_steps)
         keeper = self.judge.keeper if self.judge is not None else None
         record |= self.validation.end_epoch(keeper, steps)
-        had_stopped = self.decision.stop
-        decision = self._judge(record)
+        had_stopped, decision = self.decision.stop, self._judge(record)
         record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}
         record["reason"] = decision.reason.name
         # Nothing that has failed before this line leaves a part of an epoch behind.
@@ -240,10 +243,8 @@ class Run:
         if self.judge is not None and self.follows_samples:
             try:
                 return self.judge.end_epoch(record, self.records, self.decision)
-            except SamplesMixedUp as mixed_up:
-                self._forget_samples(StopReason.NO_IDENTITY, str(mixed_up))
-            except ranks.OutOfTouch as error:
-                self._forget_samples(StopReason.OUT_OF_TOUCH, str(error))
+            except NotJudged as error:
+                self._forget_samples(error.reason, str(error))
         now = self.decision.epoch if self.decision.stop else record["epoch"]
         return replace(self.decision, epoch=now)
 
@@ -253,7 +254,7 @@ class Run:
         """Samples can't be told apart, or not any more."""
         if self.phase is Phase.IDENTITY_LOST:
             return
-        self._health.has_identity = False
+        self.loop.has_identity = False
         self.grouping.forget_samples()
         message = reason.value if why is None else f"samples have no identity, {why}"
         message += ": no suspects and no stop from here on"
@@ -261,8 +262,10 @@ class Run:
         self.log.once(message)
 
     def _enter(self, phase: Phase, reason: StopReason, message: str) -> None:
-        """Go over to another phase; a stop stays a stop."""
+        """Go over to another phase, in which nothing is judged; a stop stays a stop."""
         self.phase = phase
+        if self.judge is not None:
+            self.judge.leave()
         if not self.decision.stop:
             self.decision = Decision(False, reason, self.epoch, self.decision.best_epoch, message)
 

@@ -12,7 +12,7 @@ from .tags import RECORD_KEYS
 if TYPE_CHECKING:
     from .run import Run
 
-VERSION = 5
+VERSION = 6
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(RECORD_KEYS, (float, NoneType)),
@@ -65,6 +65,7 @@ def _state(run: Run) -> dict[str, Any]:
         "phase": phase.name,
         "decision": vars(run.decision) | {"reason": run.decision.reason.name},
         "steps": run.attached.capture.steps,
+        "called": run.attached.capture.calls.name,
         "epoch": run.epoch,
         "epoch_is_open": run.attached.recorder is not None and run.attached.recorder.is_open,
         "expected_steps": run.expected_steps,
@@ -84,6 +85,7 @@ def _load(run: Run, state: dict[str, Any]) -> None:
         )
     if run.judge is not None:
         run.judge.load_state_dict(state["judge"])
+    run.attached.capture.calls.resume(exactly(state["called"], str))
     run.attached.capture.representations.load_state_dict(state["representations"])
     run.decision = _decision(state["decision"])
     run.id, run.epoch = exactly(state["id"], str), exactly(state["epoch"], int)
@@ -95,7 +97,8 @@ def _load(run: Run, state: dict[str, Any]) -> None:
     if len(run.records) != run.epoch:
         raise ArgumentValueError(f"got {len(run.records)} records for {run.epoch} epochs")
     run.phase = Phase[state["phase"]]
-    run.attached.capture.steps = run.steps_at_end = exactly(state["steps"], int)
+    run.attached.capture.steps = exactly(state["steps"], int)
+    run.steps_at_end = run.records[-1]["step"] if run.records else 0
     if run.attached.recorder is not None:
         run.attached.recorder.resume(exactly(state["epoch_is_open"], bool))
     if run.phase is Phase.IDENTITY_LOST:

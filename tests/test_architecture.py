@@ -12,11 +12,11 @@ import prioritymonitor
 PACKAGE = Path(prioritymonitor.__file__).parent
 
 LAYERS = [
-    {"errors", "records", "tags"},
+    {"errors", "records", "tags", "type_names"},
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments"},
-    {"attached", "judge", "state", "steps", "validation"},
+    {"attached", "in_use", "judge", "loop", "state", "steps", "validation"},
     {"run"},
     {"readings"},
     {"monitor"},
@@ -110,6 +110,8 @@ def test_importing_the_package_imports_nothing_optional():
         "sklearn",
         "lightning",
         "transformers",
+        "ignite",
+        "skorch",
         "opacus",
     ]
     script = f"import sys, prioritymonitor; print([m for m in {optional} if m in sys.modules])"

@@ -42,7 +42,12 @@ class EagerRerun:
         self._modules = list(model.modules())
         self._begun: RandomState | None = None
         hook = ModuleHook(self._pass_begins, guard)
-        guard.attach(model.register_forward_pre_hook, hook)
+        self._handle = guard.attach(model.register_forward_pre_hook, hook)
+        self._attachments = guard.attachments
+
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        self._attachments.remove(self._handle)
 
     def _pass_begins(self, model: nn.Module, args: Any) -> None:
         is_followed = torch.is_grad_enabled() and any(map(has_own_graph, self._modules))

@@ -62,6 +62,17 @@ def find_derivation(tensor: Tensor, key: object) -> Derivation | None:
     return _follow(tensor, key) or _search(tensor, key)
 
 
+def before_copies(tensor: Tensor) -> tuple[Any, int]:
+    """The operation, and which of its outputs, that a tensor is a copy of in another precision.
+
+    accelerate gives the outputs of a model that runs in half precision back in full.
+    """
+    node, output = tensor.grad_fn, tensor.output_nr
+    while node is not None and node.name() == "ToCopyBackward0":
+        node, output = node.next_functions[0]
+    return node, output
+
+
 def leads_to(tensor: Tensor, earlier: Tensor, longest: int) -> bool:
     """Whether a tensor was computed from an earlier one, as far as so many operations tell."""
     node = earlier.grad_fn

@@ -98,6 +98,12 @@ class HeadFinder:
                 handle = guard.attach(module.register_forward_hook, hook, with_kwargs=True)
                 self._handles[module] = handle
 
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        self._eager.close()
+        for handle in self._handles.values():
+            self._attachments.remove(handle)
+
     def _called(self, module: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         if not torch.is_grad_enabled():
             return

@@ -17,13 +17,11 @@ class Health:
     Args:
         has_criterion: Whether the loss was passed in, so that it need not be recognised.
         has_named_head: Whether the head was passed in.
-        has_identity: Whether batches ought to be traced to samples.
     """
 
-    def __init__(self, *, has_criterion: bool, has_named_head: bool, has_identity: bool) -> None:
+    def __init__(self, *, has_criterion: bool, has_named_head: bool) -> None:
         self._has_criterion = has_criterion
         self._has_named_head = has_named_head
-        self.has_identity = has_identity
         self._seen_any = False
         self._seen_step = False
         self._passes = 0
@@ -57,8 +55,12 @@ class Health:
         self._seen_any = True
         return self._judge(*self._tally[1:].tolist())
 
-    def end_epoch(self, epoch: int) -> list[str]:
+    def end_epoch(self, epoch: int, has_identity: bool) -> list[str]:
         """Close an epoch.
+
+        Args:
+            epoch: Which one, from 1.
+            has_identity: Whether batches ought to be traced to samples.
 
         Returns:
             Problems to tell.
@@ -77,7 +79,7 @@ class Health:
                 f"{not_finite:.0f} batches of epoch {epoch} had NaN or infinite logits or "
                 "gradients, from the model or the loss; they were left out"
             )
-        if untraced and self.has_identity:
+        if untraced and has_identity:
             problems.append(
                 f"{untraced} of {passes} batches could not be traced to samples of train_loader: "
                 "the model got another number of samples than the loader gave, or the pass had "
@@ -85,17 +87,18 @@ class Health:
             )
         return problems
 
-    def add_step(self, expected_steps: float) -> list[str]:
+    def add_step(self, expected_steps: float, has_identity: bool) -> list[str]:
         """Take an optimizer step into account.
 
         Args:
             expected_steps: How many of them an epoch has.
+            has_identity: Whether batches ought to be traced to samples.
 
         Returns:
             Problems to tell, once no step of two epochs has used a batch of the train loader.
         """
         self._steps_untraced += 1
-        if not self.has_identity or self._steps_untraced != 2 * int(expected_steps) + 16:
+        if not has_identity or self._steps_untraced != 2 * int(expected_steps) + 16:
             return []
         return [
             f"{self._steps_untraced} optimizer steps used no batch of train_loader; pass the "

@@ -33,6 +33,8 @@ class InitialWeights:
     def __init__(self, model: nn.Module) -> None:
         self.why_none: str | None = None
         """Why there are no features; None if there are, or may be."""
+        self.called = model
+        """What is called: the model, or a part of it."""
         self._model = model
         self._weights: dict[str, Tensor] = {}
         self._head: nn.Module | None = None
@@ -70,7 +72,7 @@ class InitialWeights:
         Raises:
             PriorityMonitorError: No linear layer of the model gives its logits.
         """
-        module = unwrapped(self._model)
+        module, weights = unwrapped(self.called), self._of_called()
         device = next(module.parameters()).device
         is_half = is_autocast(device.type)
         head = head or self._head
@@ -81,14 +83,14 @@ class InitialWeights:
             calls.append(LayerCall(layer, args[0] if args else kwargs["input"], output))
 
         # A buffer may be written to in any pass.
-        buffers = {name: self._weights[name].clone() for name, _ in module.named_buffers()}
+        buffers = {name: weights[name].clone() for name, _ in module.named_buffers()}
         with unchanged_randomness(device), without_trace(module, device):
             for inner in module.modules():
                 vars(inner)["training"] = False  # `eval()` may be the user's own
             for layer in layers:
                 layer.register_forward_hook(called, with_kwargs=True)
             with torch.autocast(device.type, enabled=is_half):
-                output = functional_call(module, self._weights | buffers, args, kwargs)
+                output = functional_call(module, weights | buffers, args, kwargs)
         # A compiled model with dropout, or one that adds noise in training, shows it only now.
         self._head = head or giver_in(output, calls)
         found = [one.features for one in calls if one.layer is self._head]
@@ -97,6 +99,13 @@ class InitialWeights:
                 "no linear layer was found that gives the logits; pass head="
             )
         return found[-1]  # of a head that is called twice, the last call counts
+
+    def _of_called(self) -> dict[str, Tensor]:
+        if self.called is self._model:
+            return self._weights
+        names = {id(one): name for name, one in _weights(self._model).items()}
+        of_part = _weights(self.called).items()
+        return {name: self._weights[names[id(one)]] for name, one in of_part}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..records import HeadGradients, Observation, TargetKind, Visits
+from ..records import HeadGradients, Observation
+from .label_check import LabelCheck
+from .loader.own_labels import own_labels
 from .losses.criterion import Criterion, Loss
 from .losses.cross_entropy import recognise_cross_entropy
 from .losses.dense import of_samples
+from .losses.soft_targets import Doubt
 from .passes import Forward, Pass
+from .traced import Traced
 
 
 class Observer:
@@ -20,10 +26,15 @@ class Observer:
 
     Args:
         criterion: The loss, if it was passed in; None: cross-entropy is recognised.
+        dataset: Gives the data set of the train loader; None where there is none.
     """
 
-    def __init__(self, criterion: Loss | None) -> None:
+    def __init__(self, criterion: Loss | None, dataset: Callable[[], Any] = lambda: None) -> None:
+        self.label_check = LabelCheck()
+        """Compares what the loss sees with what the loader gave."""
         self._criterion = Criterion(criterion) if criterion is not None else None
+        self._may_be_soft = Doubt()
+        self._own_labels = functools.cache(lambda: own_labels(dataset()))
 
     @property
     def ignored(self) -> int | None:
@@ -46,18 +57,22 @@ class Observer:
         """The observation; features and inputs only for a single pass."""
         # Autocast would round our products to half precision where the loop runs inside it.
         device = passes[0].logits.device
+        traced = Traced(passes, self._own_labels, device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            observed = self._observe(passes, device)
+            observed = self._observe(passes, device, traced)
             positions = passes[0].positions
             if positions > 1:
                 reached = [one.reached for one in passes if one.reached is not None]
                 observed = of_samples(
                     observed, positions, torch.stack(reached) if reached else None
                 )
+            if passes[0].has_labels_of_loader:
+                traced.check(observed.health.unexplained, passes[0].samples)
+            self.label_check.add(traced, observed.visits.classes)
         seen = [one.representation for one in passes if one.representation is not None]
         visits = replace(
             observed.visits,
-            index=_index(passes, observed.visits),
+            index=traced.index,
             representation=torch.cat(seen) if len(seen) == len(passes) else None,
         )
         if len(passes) > 1:
@@ -69,7 +84,7 @@ class Observer:
             replace(observed.head, features=_by_sample(alone)),
         )
 
-    def _observe(self, passes: list[Pass], device: torch.device) -> Observation:
+    def _observe(self, passes: list[Pass], device: torch.device, traced: Traced) -> Observation:
         logits = torch.stack([one.logits for one in passes])
         gradient = torch.stack([cast(Tensor, one.gradient) for one in passes])
         form = passes[0].form
@@ -79,10 +94,10 @@ class Observer:
                     "got logits with one number per sample; a cross-entropy over classes needs at "
                     "least two: pass the loss as criterion="
                 )
-            return recognise_cross_entropy(logits, gradient)
-        target = torch.stack(_targets(passes)).to(device)
+            return recognise_cross_entropy(logits, gradient, traced.judged_by, self._may_be_soft)
+        given = [torch.stack(some).to(device) for some in zip(*map(_targets, passes), strict=True)]
         assert form is not None
-        return self._criterion(logits, target, gradient, form, passes[0].is_log)
+        return self._criterion(logits, given, gradient, form, passes[0].is_log, traced.judged_by)
 
 
 def last(observation: Observation, passes: list[Pass]) -> Observation:
@@ -107,33 +122,10 @@ def _by_sample(one: Pass) -> Tensor | None:
     return one.features.view(one.samples, one.positions, -1)
 
 
-def _index(passes: list[Pass], visits: Visits) -> Tensor | None:
-    """Places `[B]` in the data set; −1 for the samples of a pass whose labels are others.
-
-    A pass with fewer samples than the loader gave may be a piece of the batch, or what the loop
-    picked out of it; only in the first case the labels agree.
-    """
-    target, has_label = visits.given_label, visits.targets is TargetKind.ONE
-    found: Tensor | None = None
-    for pieces in zip(*(one.pieces for one in passes), strict=True):
-        known = [piece.index for piece in pieces if piece.index is not None]
-        labels = [piece.labels for piece in pieces if piece.labels is not None]
-        if not known:
-            return None
-        index = torch.stack(known).to(target.device, non_blocking=True)
-        if has_label and not pieces[0].is_whole and labels and labels[0].ndim == 1:
-            given = torch.stack(labels).to(target.device, non_blocking=True)
-            agree = (given == target.view_as(given)).all(1, keepdim=True)
-            index = torch.where(agree, index, -1)
-        found = index if found is None else torch.where(found < 0, index, found)
-    return None if found is None else found.flatten()
-
-
-def _targets(passes: list[Pass]) -> list[Tensor]:
-    targets = [one.target for one in passes if one.target is not None]
-    if len(targets) < len(passes):
+def _targets(one: Pass) -> list[Tensor]:
+    if one.target is None:
         raise ValueError(
             "no labels were found in the batches of train_loader; pass the criterion as an "
             "nn.Module, so that its call shows them"
         )
-    return targets
+    return [one.target, *one.more_targets]

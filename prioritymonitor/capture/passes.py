@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,16 +46,30 @@ class Forward:
     """Which of the model's outputs the logits are."""
     seen: object = None
     """What the engine wants to get back."""
+    latest: tuple[weakref.ref[Tensor], weakref.ref[Pass]] | None = None
+    """The logits that the criterion got last, and their pass."""
 
     @property
     def handed_out(self) -> HandedOut | None:
         """The batch that it is taken to be of; None without any."""
         return self.candidates[0] if self.candidates else None
 
+    def was_of(self, batch: HandedOut) -> None:
+        """It was of another batch than it was taken to be of."""
+        if self.handed_out is not None:
+            self.handed_out.seen -= self.samples
+        batch.seen += self.samples
+
     @property
     def classes(self) -> int:
         """Number C of classes."""
         return class_count(self.shape, self.layout.class_dim)
+
+    def pass_of(self, logits: Tensor) -> Pass | None:
+        """The pass that began when the criterion was called on these logits before."""
+        if self.latest is None or self.latest[0]() is not logits:
+            return None
+        return self.latest[1]()
 
 
 @dataclass
@@ -78,6 +93,10 @@ class Pass:
     """How the criterion takes a row."""
     target: Tensor | None = None
     """`[B · P]` or `[B · P, C]`."""
+    more_targets: list[Tensor] = field(default_factory=list)
+    """Of further calls of the criterion on the same logits, in the same shape."""
+    has_labels_of_loader: bool = False
+    """True if the target is what the loader gave, not what the criterion was called with."""
     gradient: Tensor | None = None
     """Of the head's output, `[B · P, C]`."""
     reached: Tensor | None = None
@@ -109,11 +128,15 @@ class Pass:
     def kind(self) -> tuple[Any, ...]:
         """Passes of one kind can be observed together."""
         target = None if self.target is None else (self.target.shape, self.target.dtype)
+        calls = len(self.more_targets)
         assert self.gradient is not None
-        pieces = tuple((piece.is_whole, piece.labels is None) for piece in self.pieces)
+        pieces = tuple(
+            (one.is_whole, one.index is None, None if one.labels is None else one.labels.shape)
+            for one in self.pieces
+        )
         shape = self.logits.shape, self.samples, self.is_log, self.form
         has_representation = self.representation is not None
-        return *shape, self.gradient.dtype, target, pieces, has_representation
+        return *shape, self.gradient.dtype, target, calls, pieces, has_representation
 
     def take_target(self, target: Tensor, class_dim: int) -> None:
         """Keep the targets of the measured rows.
@@ -123,18 +146,31 @@ class Pass:
             class_dim: Dimension of the classes in the logits, as the criterion takes them.
         """
         self.form = form_of(self.shape, target, class_dim)
+        self.target = self._of_rows(target, class_dim)
+
+    def take_more(self, target: Tensor, class_dim: int) -> bool:
+        """Keep the targets of another call of the criterion, if they are of the same kind."""
+        more = self._of_rows(target, class_dim)
+        known = self.target
+        if known is None or (more.shape, more.dtype) != (known.shape, known.dtype):
+            return False
+        self.more_targets.append(more)
+        return True
+
+    def _of_rows(self, target: Tensor, class_dim: int) -> Tensor:
+        """Targets of the measured rows, `[B · P]` or `[B · P, C]`."""
         if has_value_per_logit(self.shape, target, class_dim):
-            self.target = Rows(self.samples, class_dim, self.rows.chosen).of(target)
-        elif self.rows.chosen is None:
-            self.target = target.flatten()
-        else:
-            by_sample = target.reshape(self.samples, -1).to(self.rows.chosen.device)
-            self.target = by_sample.gather(1, self.rows.chosen).flatten()
+            return Rows(self.samples, class_dim, self.rows.chosen).of(target)
+        if self.rows.chosen is None:
+            return target.flatten()
+        by_sample = target.reshape(self.samples, -1).to(self.rows.chosen.device)
+        return by_sample.gather(1, self.rows.chosen).flatten()
 
     def take_labels(self, class_dim: int) -> None:
         """Keep the labels that the loader gave, where the criterion's call does not show them."""
         if self.pieces and self.pieces[0].labels is not None:
             self.take_target(self.pieces[0].labels, class_dim)
+            self.has_labels_of_loader = True
 
     def shown_labels(self) -> Tensor | None:
         """The label of each sample `[B]` as the loss took it; None where there are several."""

@@ -34,12 +34,12 @@ class Projection:
     of another length than the first are NaN.
 
     Args:
-        agree: Gives what the first of all ranks has found, from what this one has: distances mean
-            something only where all take the same directions.
+        rows_of_all: Gives the rows of all ranks, from those of this one: distances mean something
+            only where all take the same directions.
     """
 
-    def __init__(self, agree: Callable[[Tensor], Tensor] = lambda found: found) -> None:
-        self._agree = agree
+    def __init__(self, rows_of_all: Callable[[Tensor], Tensor] = lambda own: own) -> None:
+        self._rows_of_all = rows_of_all
         self._size: int | None = None
         self._centre: Tensor | None = None
         self._matrix: Tensor | None = None
@@ -57,7 +57,8 @@ class Projection:
         with torch.autocast(rows.device.type, enabled=False):
             projected = self._projected(rows)
         if self._centre is None:
-            self._centre = self._agree(projected.nan_to_num(0.0, 0.0, 0.0).mean(0))
+            own = projected.nan_to_num(0.0, 0.0, 0.0).mean(0, keepdim=True)
+            self._centre = self._rows_of_all(own).mean(0)
         return projected - self._centre.to(projected.device)
 
     def _projected(self, rows: Tensor) -> Tensor:
@@ -69,7 +70,8 @@ class Projection:
             rows = nn.functional.pad(rows * _signs(size, rows.device), (0, -size % _MOST_PROJECTED))
             rows = rows.view(len(rows), -1, _MOST_PROJECTED).sum(1)
         if self._matrix is None:
-            self._matrix = self._agree(_directions(rows[:_FIRST_ROWS]))
+            first = self._rows_of_all(rows[:_FIRST_ROWS])[:_FIRST_ROWS]
+            self._matrix = _directions(first.to(rows.device))
         self._matrix = self._matrix.to(rows.device)
         return rows @ self._matrix
 

@@ -19,8 +19,8 @@ from .projection import Projection
 class FirstVisits(Protocol):
     """Wants to know what samples look like before they are learnt."""
 
-    agree: Callable[[Tensor], Tensor]
-    """Gives what the first of all ranks has found, from what this one has."""
+    rows_of_all: Callable[[Tensor], Tensor]
+    """Gives the rows of all ranks, from those of this one."""
 
     when_closed: Callable[[], None]
     """Called when it wants no more."""
@@ -51,15 +51,36 @@ class Representations:
     def __init__(self, model: nn.Module, visits: FirstVisits | None) -> None:
         self._visits = visits
         self._initial = InitialWeights(model)
-        agree = self._agree
-        self._inputs, self._features = Projection(agree), Projection(agree)
+        rows_of_all = self._rows_of_all
+        self._inputs, self._features = Projection(rows_of_all), Projection(rows_of_all)
         self._latest: tuple[HandedOut, Tensor] | None = None
         """Of a whole batch: an attack, or a closure, goes through the model with it many times."""
         if visits is not None:
             visits.when_closed = self.forget
 
-    def _agree(self, found: Tensor) -> Tensor:
-        return self._visits.agree(found) if self._visits is not None else found
+    def _rows_of_all(self, own: Tensor) -> Tensor:
+        return self._visits.rows_of_all(own) if self._visits is not None else own
+
+    def follow(self, module: nn.Module, takes_data: bool) -> None:
+        """A part of the model is called in its place.
+
+        Args:
+            module: The part.
+            takes_data: Whether no layer that is trained comes before it.
+        """
+        self._initial.called = module
+        if self._visits is not None and not takes_data:
+            self._visits.give_up(
+                "the loop calls parts of the model and not the model itself, and the part that "
+                "gives the logits gets what other parts have learnt"
+            )
+
+    def remember(self) -> None:
+        """The first optimizer step is about to be made, and no pass was seen."""
+        visits = self._visits
+        if visits is not None and visits.is_open:
+            with contained(lambda error: visits.give_up(_why(error))):
+                self._initial.remember()
 
     def forget(self) -> None:
         """Free what is only needed to make them."""

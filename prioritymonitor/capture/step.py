@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..records import HeadUpdate, Observation, Step
-from .graph import Derivation, find_derivation, leave_mark
+from . import private
+from .called import CalledModule
+from .graph import Derivation, before_copies, find_derivation, leave_mark
 from .head import HeadFinder, Logits, unknown
 from .hooks import Guard, Hook, ModuleHook
+from .identity import Identity
+from .label_check import LabelCheck
 from .loader.handed_out import HandedOut
 from .loader.recorder import LoaderRecorder
+from .missing_steps import MissingSteps
 from .observer import Observer
 from .parameters import ParameterChanges
 from .passes import Forward, Pass, begin, begin_from, forward_of
@@ -45,11 +51,12 @@ class StepCapture:
         is_measured: Tells from the number of optimizer steps made so far whether the next one is
             measured.
         one_by_one: Observe each micro-batch alone, because someone wants to see its inputs.
-        scope: What is measured of the gradients.
+        scope_of: What is measured of the gradients, in passes of the model or of a part of it.
         first_visits: Wants to know what samples look like before they are learnt; None: nobody.
         on_observation: Called with each `Observation`, some steps late at most; `observe` brings it
             up to date.
         on_step: Called with each `Step`, after the optimizer step.
+        on_problem: Gets a sentence on a loop that can't be measured.
         guard: Times the hooks, and gets any exception of ours.
     """
 
@@ -63,23 +70,24 @@ class StepCapture:
         recorder: LoaderRecorder | None,
         is_measured: Callable[[int], bool],
         one_by_one: bool,
-        scope: Scope,
+        scope_of: Callable[[nn.Module], Scope],
         first_visits: FirstVisits | None,
         on_observation: Callable[[Observation], None],
         on_step: Callable[[Step], None],
+        on_problem: Callable[[str], None],
         guard: Guard,
     ) -> None:
         self.steps = 0
         """Optimizer steps made so far."""
         self.head_finder = HeadFinder(model, head, guard)
         self.representations = Representations(model, first_visits)
-        self._recorder = recorder
+        self._identity = Identity(recorder)
         self._is_measured = is_measured
         self._keeps_inputs = one_by_one
-        self._scope = scope
+        self._scope_of, self._scope = scope_of, scope_of(model)
         self._on_step = on_step
         self._guard = guard
-        self._observer = Observer(criterion)
+        self._observer = Observer(criterion, lambda: recorder and recorder.dataset)
         self._needs_labels = criterion is not None
         self._hooks_criterion = isinstance(criterion, nn.Module)
         self._is_on = True
@@ -87,20 +95,52 @@ class StepCapture:
         self._recent: deque[Forward] = deque(maxlen=_MOST_RECENT)
         self._head_changes = ParameterChanges()
         self._in_step: list[HandedOut] | None = None
+        self._has_trained = False
+        self._head = head
+        self.missing_steps = MissingSteps(model, optimizer, guard, on_problem)
+        self.calls = CalledModule(
+            model,
+            head,
+            has_criterion=criterion is not None,
+            guard=guard,
+            on_found=self._follow_part,
+        )
         self._passes = TrainedPasses(
             self._observer,
             GradientResets(optimizer, guard),
             one_by_one=one_by_one,
-            at_once=scope.is_of_all,
+            at_once=self._scope.is_of_all,
             on_observation=on_observation,
         )
-        done = ModuleHook(self._forward_done, guard)
-        guard.attach(model.register_forward_hook, done, with_kwargs=True)
+        self._follow_calls(model)
         guard.attach(optimizer.register_step_pre_hook, Hook(self._step_begins, guard))
         guard.attach(optimizer.register_step_post_hook, Hook(self._step_done, guard))
         if isinstance(criterion, nn.Module):
             called = ModuleHook(self._criterion_done, guard)
             guard.attach(criterion.register_forward_hook, called, with_kwargs=True)
+
+    def _follow_calls(self, module: nn.Module) -> None:
+        done = ModuleHook(self._forward_done, self._guard)
+        self._guard.attach(module.register_forward_hook, done, with_kwargs=True)
+
+    def _follow_part(self, module: nn.Module, takes_data: bool) -> None:
+        """Take the calls of a part of the model for those of the model, from the next one on."""
+        self.head_finder.close()
+        self.head_finder = HeadFinder(module, self._head, self._guard)
+        self.representations.follow(module, takes_data)
+        self._scope.close()
+        self._scope = self._scope_of(module)
+        self._follow_calls(module)
+
+    @property
+    def sees_training(self) -> bool:
+        """Whether the logits of what the loop trains are seen."""
+        return self._has_trained or (self.calls.is_known and not self._identity.is_known)
+
+    @property
+    def label_check(self) -> LabelCheck:
+        """Compares the labels that the loss sees with those that the loader gave."""
+        return self._observer.label_check
 
     def turn_off(self) -> None:
         """Measure no more; hooks stay, for they can't be taken off while they run."""
@@ -120,8 +160,8 @@ class StepCapture:
 
     # Forward and backward pass
 
-    def _forward_done(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not (self._is_on and torch.is_grad_enabled()):
+    def _forward_done(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not (self._is_on and torch.is_grad_enabled()) or module is not self.calls.module:
             return
         is_measured = self._is_measured(self.steps)
         found = self.head_finder.logits_of((args, kwargs), output, is_measured=is_measured)
@@ -129,7 +169,9 @@ class StepCapture:
             self._remember_head()  # first pass inside a closure: the head is only known now
         if found is None or not found.tensor.requires_grad:
             return
-        if self._recorder is None and not is_measured:
+        if not self.calls.is_known:
+            self.calls.found(module)
+        if not self._identity.is_known and not is_measured and not self.missing_steps.is_possible():
             return  # without sample identities, nothing of this step is kept
         logits = found.tensor
         forward = self._forward_of(found, args, kwargs)
@@ -140,10 +182,14 @@ class StepCapture:
             self._recent.append(forward)
             leave_mark(logits, self._key, forward)
         else:
-            self._await_gradient(logits, begin(forward, logits), logits.grad_fn, logits.output_nr)
+            one = begin(forward, logits)
+            node, output = before_copies(logits)
+            if node is not logits.grad_fn:
+                self._await_gradient_before_copies(one, node, output)
+            self._await_gradient(logits, one, node, output)
 
     def _forward_of(self, found: Logits, args: Any, kwargs: Any) -> Forward:
-        forward = forward_of(found, self._candidates(), kwargs.get("labels"))
+        forward = forward_of(found, self._identity.candidates(), kwargs.get("labels"))
         forward.logits_at = self.head_finder.logits_at
         forward.representation = self.representations.of(
             forward, found.tensor.device, self.head_finder.head, (args, kwargs)
@@ -154,9 +200,6 @@ class StepCapture:
         if self._keeps_inputs:
             forward.inputs = args[0] if args else next(iter(kwargs.values()), None)
         return forward
-
-    def _candidates(self) -> tuple[HandedOut, ...]:
-        return self._recorder.waiting.candidates() if self._recorder is not None else ()
 
     def _criterion_done(self, criterion: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not (self._is_on and torch.is_grad_enabled()):
@@ -170,12 +213,27 @@ class StepCapture:
             if self.head_finder.head is not None:
                 return  # the loss of an auxiliary output
             derivation = Derivation(
-                forward_of(unknown(logits), self._candidates(), None), is_exact=False
+                forward_of(unknown(logits), self._identity.candidates(), None), is_exact=False
             )
         class_dim = self._observer.class_dim(logits.shape, derivation.mark)
+        earlier = derivation.mark.pass_of(logits)
+        if earlier is not None and earlier.take_more(target.detach(), class_dim):
+            return
         one = begin_from(derivation, logits, class_dim, target, self._observer.ignored)
         one.take_target(target.detach(), class_dim)
+        one.source.latest = weakref.ref(logits), weakref.ref(one)
         self._await_gradient(logits, one, derivation.node, derivation.output)
+
+    def _await_gradient_before_copies(self, one: Pass, node: Any, output: int) -> None:
+        """Where a loss inside the model is of what was copied, none reaches the copy."""
+
+        def arrived(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[output]
+            if gradient is not None and one.backward != private.backward_pass():
+                self._scope.backward_begins(one.source)
+                self._trained_on(one, gradient.detach())
+
+        node.register_prehook(Hook(arrived, self._guard))
 
     def _await_gradient(self, logits: Tensor, one: Pass, node: Any, output: int) -> None:
         def arrived(gradient: Tensor) -> None:
@@ -189,39 +247,21 @@ class StepCapture:
         if not self._is_on:
             return
         one.take_gradient(gradient)
-        handed_out = self._batch_of(one)
-        if handed_out is not None:
-            if handed_out.is_evaluated_again(one.samples, self._in_step):
+        self._has_trained, batch = True, self._identity.batch_of(one)
+        if self._in_step is None:
+            is_of_loop = batch is not None or not self._identity.is_known
+            self.missing_steps.trained_on(batch, is_of_loop)
+        if batch is not None:
+            if batch.is_evaluated_again(one.samples, self._in_step):
                 return
-            self._identify(one, handed_out)
-            assert self._recorder is not None
-            self._recorder.trained_on(handed_out)
+            self.representations.are_of(batch, one.source)
+            self._identity.take(one, batch)
+            if self._needs_labels and one.target is None:
+                one.take_labels(self._observer.class_dim(one.shape, one.source))
         if not self._is_measured(self.steps):
             self._passes.add(one)
         elif self._passes.add_to_step(one):
             self._scope.discard()
-
-    def _batch_of(self, one: Pass) -> HandedOut | None:
-        """The batch that a pass is of."""
-        candidates = one.source.candidates
-        if self._recorder is None or not candidates:
-            return None
-        is_on_host = one.logits.device.type == "cpu"
-        return self._recorder.waiting.choose(candidates, one.shown_labels, is_on_host=is_on_host)
-
-    def _identify(self, one: Pass, handed_out: HandedOut) -> None:
-        """Find out which samples of what the loader gave these are."""
-        source = one.source
-        self.representations.are_of(handed_out, source)
-        is_likeliest = handed_out is source.handed_out
-        seen_before = source.seen_before if is_likeliest else handed_out.used
-        one.pieces = handed_out.take(one.samples, seen_before)
-        assert self._recorder is not None
-        for other in self._recorder.waiting.carried(source.candidates, handed_out):
-            piece = other.piece(one.samples, 0)
-            one.pieces += (piece,) if piece is not None else ()
-        if self._needs_labels and one.target is None:
-            one.take_labels(self._observer.class_dim(one.shape, one.source))
 
     # Optimizer step
 
@@ -229,6 +269,8 @@ class StepCapture:
         if not self._is_on:
             return None
         self._in_step = []
+        if not self.calls.is_known:
+            self.representations.remember()
         self._head_changes.take()
         self._remember_head()
         return self._scope.step_begins(args, kwargs)
@@ -244,8 +286,9 @@ class StepCapture:
         if not self._is_on:
             return
         self.steps += 1
-        if self._recorder is not None:
-            self._recorder.stepped()
+        self.calls.step_made()
+        self.missing_steps.step_made()
+        self._identity.stepped()
         observations = self._passes.take_step()
         update = self._head_update() if observations else None
         self._on_step(Step(observations, update, parameters, self._scope.is_of_all))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,23 +32,30 @@ class GradientMonitorHandler(Serializable):
         restore_best: Put the weights of the best epoch into the model at `Events.COMPLETED`.
         stop_training: Call `trainer.terminate()` when the monitor says stop; False: only measure
             and say so.
+        verbose: Print the advice at the end of each epoch.
         options: Those of `GradientMonitor`, by name.
 
     Raises:
         ArgumentValueError: `restore_best=True` with `keep_best=None`.
+        TypeError: `GradientMonitor` has no such option.
     """
 
     _state_dict_all_req_keys = ("version", "epoch", "steps", "records")
 
     def __init__(
-        self, *, restore_best: bool = False, stop_training: bool = True, **options: Any
+        self,
+        *,
+        restore_best: bool = False,
+        stop_training: bool = True,
+        verbose: bool = False,
+        **options: Any,
     ) -> None:
+        inspect.signature(GradientMonitor).bind(None, None, None, **options)
         if restore_best and options.get("keep_best", "averaged") is None:
             raise ArgumentValueError(
                 'got restore_best=True with keep_best=None, which keeps no weights; use "averaged"'
             )
-        self.restore_best = restore_best
-        self.stop_training = stop_training
+        self.restore_best, self.stop_training, self.verbose = restore_best, stop_training, verbose
         self.monitor: GradientMonitor | None = None
         """What it measures with; None before `attach()`."""
         self._options = options
@@ -62,13 +70,9 @@ class GradientMonitorHandler(Serializable):
 
         Args:
             trainer: The engine whose process function trains the model.
-            model: The model that it calls.
-            optimizer: The optimizer that it steps.
-            loader: The loader that it is run over.
-
-        Raises:
-            ArgumentTypeError: An argument is of a type that cannot be used.
-            ArgumentValueError: An argument has a value that cannot be used.
+            model: As for `GradientMonitor`.
+            optimizer: As for `GradientMonitor`.
+            loader: The loader that the trainer is run over.
         """
         self.close()
         self._loader = loader
@@ -92,11 +96,7 @@ class GradientMonitorHandler(Serializable):
             self.monitor.close()
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """The monitor's, for `torch.load(..., weights_only=True)`.
-
-        Raises:
-            PriorityMonitorError: The handler was never attached, nor was a state loaded.
-        """
+        """What a resumed run needs, for `torch.load(..., weights_only=True)`."""
         if self.monitor is not None:
             return self.monitor.state_dict()
         if self._loaded is not None:
@@ -104,11 +104,7 @@ class GradientMonitorHandler(Serializable):
         raise PriorityMonitorError("got state_dict() before attach(); attach the handler first")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict()` gave; before `attach()`, it waits for it.
-
-        Raises:
-            ArgumentValueError: As for `GradientMonitor.load_state_dict`.
-        """
+        """Go on from what `state_dict()` gave, now or at `attach()`."""
         super().load_state_dict(state_dict)
         if self.monitor is not None:
             self.monitor.load_state_dict(dict(state_dict))
@@ -127,6 +123,9 @@ class GradientMonitorHandler(Serializable):
         if self.monitor is not None and self._is_a_pass(trainer.state.epoch_length):
             self.monitor.end_epoch()
         self._follow_advice(trainer)
+        if self.monitor is not None and self.verbose:
+            decision = self.monitor.decision
+            print(f"prioritymonitor, epoch {decision.epoch}: {decision.message}")
 
     def _is_a_pass(self, epoch_length: int | None) -> bool:
         """Whether an epoch of so many batches is a pass over the loader."""

@@ -13,7 +13,7 @@ from skorch.utils import to_numpy
 from torch import nn
 from torch.utils.data import Subset
 
-from .. import ArgumentTypeError, GradientMonitor
+from .. import ArgumentValueError, GradientMonitor
 
 _OPTIONS = {
     name: parameter.default
@@ -45,21 +45,24 @@ class GradientMonitorCallback(Callback):  # type: ignore[misc]  # skorch has no 
         stop_training: End the training when the monitor says stop, as skorch's `EarlyStopping`
             does, so that callbacks behind this one miss that epoch's end; False: only measure and
             say so.
+        verbose: Print the advice at the end of each epoch.
         options: Those of `GradientMonitor`, by name. `criterion`, where it is None, is that of the
             net; `noisy` and `true_labels` have one entry for each row of `X`.
 
     Raises:
-        ArgumentTypeError: `GradientMonitor` has no such option.
+        TypeError: `GradientMonitor` has no such option.
     """
 
     def __init__(
-        self, *, restore_best: bool = False, stop_training: bool = True, **options: Any
+        self,
+        *,
+        restore_best: bool = False,
+        stop_training: bool = True,
+        verbose: bool = False,
+        **options: Any,
     ) -> None:
-        unknown = sorted(options.keys() - _OPTIONS.keys())
-        if unknown:
-            raise ArgumentTypeError(f"got {unknown[0]}=; options are {', '.join(_OPTIONS)}")
-        self.restore_best = restore_best
-        self.stop_training = stop_training
+        inspect.signature(GradientMonitor).bind(None, None, None, **options)
+        self.restore_best, self.stop_training, self.verbose = restore_best, stop_training, verbose
         # Each is an attribute under its own name, as clone() and set_params() want it.
         self.__dict__.update(_OPTIONS | options)
         self.monitor_: GradientMonitor | None = None
@@ -99,25 +102,30 @@ class GradientMonitorCallback(Callback):  # type: ignore[misc]  # skorch has no 
         for record in self.monitor_.history()[-1:]:
             for name in _COLUMNS:
                 net.history.record(name, record[name])
-        if self.stop_training and self.monitor_.should_stop:
+        decision = self.monitor_.decision
+        if self.verbose:
+            print(f"prioritymonitor, epoch {decision.epoch}: {decision.message}")
+        if self.stop_training and decision.stop:
             raise KeyboardInterrupt  # as skorch ends a training
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:
         """Leave the net as found."""
         if self.monitor_ is not None and self.restore_best:
-            epoch = self.monitor_.restore_best()
-            if net.verbose and epoch is not None:
-                print(f"Restoring the weights of epoch {epoch}.")
+            self.monitor_.restore_best()
         self._close()
 
     def _begin(self, net: Any, dataset: Any, X: Any, y: Any) -> None:
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        if self.restore_best and options["keep_best"] is None:
+            raise ArgumentValueError(
+                'got restore_best=True with keep_best=None, which keeps no weights; use "averaged"'
+            )
         is_part = isinstance(dataset, Subset) and dataset is not X
         rows = np.asarray(dataset.indices) if is_part else np.arange(len(dataset))
         labels = _labels(y)
         goes_on = np.array_equal(rows, self.rows_) and np.array_equal(labels, self.labels_)
         state = self._state() if goes_on else None
         self.rows_, self.labels_, self.state_ = rows, labels, None
-        options = {name: getattr(self, name) for name in _OPTIONS}
         if options["criterion"] is None and isinstance(net.criterion_, nn.Module):
             options["criterion"] = net.criterion_
         for name in ("noisy", "true_labels"):

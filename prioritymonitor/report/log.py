@@ -19,11 +19,15 @@ class Log(Sink):
     """Writes to the logger `prioritymonitor`; its levels and handlers are the user's business.
 
     A handler that raises does not reach the training loop: what it was to write goes to stderr.
+
+    Args:
+        speaks: Whether this process is the one, of several ranks, that writes.
     """
 
     name = "the log"
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: Callable[[], bool] = lambda: True) -> None:
+        self._speaks = speaks
         self._said: set[str] = set()
 
     def epoch(self, record: Mapping[str, Any], samples: Callable[[], Columns]) -> None:
@@ -49,7 +53,7 @@ class Log(Sink):
     def once(self, *messages: str) -> None:
         """Problems, each said the first time only."""
         for message in messages:
-            if message not in self._said:
+            if message not in self._said and self._speaks():
                 self._said.add(message)
                 _write(logging.WARNING, message)
 

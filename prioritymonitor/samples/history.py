@@ -105,8 +105,7 @@ class SampleHistory:
         nothing, unknown = _full(self.size, 0.0), _full(self.size, torch.nan)
         no_label = _full(self.size, -1, torch.int32)
         self.past = Past(unknown, unknown, nothing, nothing, nothing, *[no_label] * 3)
-        self.first_samples = _FIRST_SAMPLES
-        """How many of this process tell the loss that the training began with."""
+        self._first_samples = _FIRST_SAMPLES
         self._initial = _full(2, 0.0)
         """Sum of the first losses, and how many they are."""
         self._began = False
@@ -133,7 +132,7 @@ class SampleHistory:
         self._to(visits.index.device)
         self.classes = visits.classes
         if not self._began:
-            left = self.first_samples - self._initial[1]
+            left = self._first_samples - self._initial[1]
             first = visits.counted & (visits.counted.cumsum(0) <= left)
             total = torch.where(first, visits.sample_loss, 0.0).sum().to(self._initial.dtype)
             self._initial += torch.stack((total, first.sum().to(total.dtype)))
@@ -146,6 +145,15 @@ class SampleHistory:
         self._relabelled += changed.sum()
         predicted = torch.where(visits.margin > 0, visits.given_label, visits.rival)
         self._labels[row] = torch.stack((visits.given_label, visits.rival, predicted), 1).int()
+
+    def share_first_samples(self, batch: int, ranks: Exchange) -> None:
+        """Of the samples that tell the initial loss, take the part of this rank.
+
+        They are the first ones of the joined batches, to which each rank gives `batch` samples.
+        """
+        count, place = len(ranks.members), ranks.members.index(ranks.rank)
+        steps, left = divmod(_FIRST_SAMPLES, count * batch)
+        self._first_samples = steps * batch + min(max(left - place * batch, 0), batch)
 
     def combine(self, ranks: Exchange) -> None:
         """Make the running epoch that of all ranks.
@@ -195,7 +203,7 @@ class SampleHistory:
 
     @property
     def initial_loss(self) -> float:
-        """Mean loss of the first 128 samples of all ranks, most of them before any update; NaN without any."""
+        """Mean loss of the first 128 samples, most of them before any update; NaN without any."""
         return (self._initial[0] / self._initial[1]).item()
 
     def index_of(self, rows: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentTypeError, ArgumentValueError
 from ..records import TargetKind, Visits
+from ..type_names import got
 
 NoisyCallable = Callable[[Any, Tensor, Tensor | None], Tensor]
 """`noisy(inputs, targets, index) -> bool [B]`."""
@@ -116,3 +118,64 @@ class KnownNoise:
         self._true_labels = self._true_labels.to(visits.index.device)
         true_label = self._true_labels[visits.index.clamp(min=0)]
         return torch.where(visits.index < 0, visits.rival, true_label)
+
+
+def known_noise(noisy: Any, true_labels: Any, dataset: Any) -> KnownNoise | None:
+    """What the user knows of wrong labels; None for nothing.
+
+    Args:
+        noisy: As it was passed in.
+        true_labels: As they were passed in.
+        dataset: What they are about; None without one.
+
+    Raises:
+        ArgumentTypeError: One of them is no such thing.
+        ArgumentValueError: One of them does not go with the data set.
+    """
+    flags, labels = _flags(noisy, dataset), _true_labels(true_labels, dataset)
+    return None if flags is None and labels is None else KnownNoise(flags, labels)
+
+
+def _flags(noisy: Any, dataset: Any) -> Tensor | Callable[..., Tensor] | None:
+    """`noisy` as a bool tensor `[n]` or a callable; raises for anything else."""
+    if noisy is None or (callable(noisy) and not isinstance(noisy, Tensor)):
+        return noisy
+    flags = _column("noisy", noisy, dataset)
+    if flags.dtype != torch.bool:
+        raise ArgumentTypeError(
+            f"got noisy of type {flags.dtype}; pass one bool per sample, True where the label is "
+            "wrong, or a function (inputs, targets, index) -> bool [B]"
+        )
+    return flags
+
+
+def _true_labels(true_labels: Any, dataset: Any) -> Tensor | None:
+    """`true_labels` as an int64 tensor `[n]`; raises for anything else."""
+    if true_labels is None:
+        return None
+    labels = _column("true_labels", true_labels, dataset)
+    if labels.dtype == torch.bool or labels.is_floating_point():
+        raise ArgumentTypeError(
+            f"got true_labels of type {labels.dtype}; pass one integer class per sample"
+        )
+    return labels.long()
+
+
+def _column(name: str, values: Any, dataset: Any) -> Tensor:
+    if not isinstance(values, (Tensor, np.ndarray, list, tuple)):
+        raise ArgumentTypeError(f"{got(name, values)}; pass one value per sample")
+    try:
+        column = torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentTypeError(f"got {name} that is no tensor: {error}") from error
+    if not isinstance(dataset, Sized):
+        raise ArgumentValueError(
+            f"got {name} by sample and no train_loader whose data set has a length; samples then "
+            "have no index: pass train_loader, or a function of the batch"
+        )
+    if column.shape != (len(dataset),):
+        raise ArgumentValueError(
+            f"got {name} of shape {list(column.shape)} for a data set of {len(dataset)} samples; "
+            "pass one value per sample, in the order of train_loader.dataset"
+        )
+    return column

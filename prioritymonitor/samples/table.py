@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,8 @@ class SampleTable:
             visits: The visits.
             is_noisy: Their true membership `[B]` where that is known.
         """
+        if visits.is_own is not None:
+            visits = replace(visits, counted=visits.counted & visits.is_own)
         assert visits.index is not None
         self.history.record(visits)
         rows = self.history.rows(visits.index)
@@ -73,6 +75,8 @@ class SampleTable:
         memory of the label can have touched yet.
         """
         momentary = chance_at_first_visit(visits.error, visits.classes)
+        if visits.is_own is not None:
+            momentary = torch.where(visits.is_own, momentary, 0.5)
         if self._verdict is None or visits.index is None:
             return momentary
         if self._on_device is None:

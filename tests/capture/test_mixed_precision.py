@@ -68,6 +68,46 @@ def test_autocast_is_measured_as_in_full_precision(way, dtype, optimizer, said):
     run.monitor.close()
 
 
+class GivesFullPrecision(nn.Module):
+    """What accelerate makes of a model: half precision within, its outputs copied to float32."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.net, self.dtype = Net(), dtype
+
+    def forward(self, x, labels=None):
+        with torch.autocast("cpu", self.dtype):
+            logits = self.net(x)
+            loss = F.cross_entropy(logits, labels) if labels is not None else None
+        return logits.float() if loss is None else (loss, logits.float())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("where", ["inside the model", "outside", "both"])
+def test_a_copy_of_the_logits_in_full_precision_hides_nothing(way, dtype, where, said):
+    model = GivesFullPrecision(dtype)
+    run = Followed(way, model.net, SGD(model.parameters(), 0.1), called=model)
+    for x, y, index in run.loader:
+        run.optimizer.zero_grad()
+        run.take(x, y, index)
+        if where == "outside":
+            loss = F.cross_entropy(model(x), y)
+        else:
+            loss, logits = model(x, labels=y)
+            if where == "both":
+                loss = (loss + F.cross_entropy(logits, y)) / 2
+        loss.backward()
+        run.before_step()
+        run.optimizer.step()
+        if where != "both":  # what reaches either of them is half a loss
+            run.check(0.05 if dtype is torch.bfloat16 else 0.01, floor=1)
+    assert (run.monitor.samples()["visits"] == 1).all()
+    if where != "both" and way != "func":  # torch.func says that it can't map autocast
+        assert said() == []
+    run.monitor.close()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_unscaling_and_clipping_show_in_the_update_alone(way):
     run = followed(way)

@@ -230,12 +230,19 @@ def test_a_state_is_checked_as_ignite_does():
     assert handler.monitor is None
 
 
-def test_the_best_weights_are_put_back_at_the_end():
-    training, same = Training().watched(restore_best=True), Training().watched()
+def test_the_best_weights_are_put_back_at_the_end(capsys):
+    training, same = Training().watched(restore_best=True, verbose=True), Training().watched()
     training.run()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"prioritymonitor, epoch {plain_loop().stop_epoch}: noisy labels took")
     same.run()
     assert same.handler.monitor.restore_best() == plain_loop().best_epoch
     assert_identical(training.model.state_dict(), same.model.state_dict())
+
+
+def test_an_option_that_does_not_exist_is_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'patience'"):
+        GradientMonitorHandler(patience=3)
 
 
 def test_best_weights_that_nobody_keeps_are_refused():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from prioritymonitor import ArgumentTypeError, GradientMonitor, StopRule
+from prioritymonitor import ArgumentValueError, GradientMonitor, StopRule
 from tests.capture.test_no_disturbance import assert_identical
 from tests.integrations.same_training import (
     BATCH,
@@ -134,8 +134,10 @@ def test_without_stop_training_it_only_says_so(said):
 
 def test_the_best_weights_are_put_back_at_the_end(capsys):
     first, second = GradientMonitorCallback(restore_best=True), GradientMonitorCallback()
-    restored, same = net_with(first, verbose=1).fit(X, Y), net_with(second).fit(X, Y)
-    assert f"Restoring the weights of epoch {plain_loop().best_epoch}." in capsys.readouterr().out
+    first.verbose = True
+    restored, same = net_with(first).fit(X, Y), net_with(second).fit(X, Y)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"prioritymonitor, epoch {plain_loop().stop_epoch}: noisy labels took")
     assert second.monitor.restore_best() == plain_loop().best_epoch
     assert_identical(restored.module_.state_dict(), same.module_.state_dict())
 
@@ -201,8 +203,14 @@ def test_options_are_set_as_those_of_any_callback():
 
 
 def test_an_option_that_does_not_exist_is_refused():
-    with pytest.raises(ArgumentTypeError, match="got patience=; options are criterion, head"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'patience'"):
         GradientMonitorCallback(patience=3)
+
+
+def test_best_weights_that_nobody_keeps_are_refused():
+    net = net_with(GradientMonitorCallback(restore_best=True, keep_best=None))
+    with pytest.raises(ArgumentValueError, match="restore_best=True with keep_best=None"):
+        net.fit(X, Y)
 
 
 def test_a_grid_search_watches_each_net_by_itself():

@@ -231,14 +231,6 @@ class FunctionalHead(nn.Module):
         return F.linear(self.embedding(x), self.weight)
 
 
-class PartsAlone(nn.Module):
-    """Never called itself, as a module of Lightning's that calls its own network."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = mlp()
-
-
 def labels():
     return torch.arange(SAMPLES) % CLASSES
 
@@ -279,21 +271,3 @@ def test_where_there_are_no_votes_one_message_says_why_and_all_else_goes_on(case
     assert message.startswith("neighbours don't vote: "), message
     assert message.endswith("; the stop rests on what else is known")
     assert re.search(why, message)
-
-
-def test_a_model_whose_own_forward_pass_is_not_called_has_no_votes_and_that_is_said(said):
-    model = PartsAlone()
-    criterion = nn.CrossEntropyLoss()
-    data = make_data(torch.float32)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    loader = DataLoader(TensorDataset(data.inputs, data.given), batch_size=20)
-    with GradientMonitor(model, optimizer, loader, criterion=criterion) as monitor:
-        for _ in range(2):
-            for x, y in loader:
-                optimizer.zero_grad()
-                criterion(model.body(x), y).backward()
-                optimizer.step()
-        assert (monitor.samples()["vote"] == -1).all()
-        assert monitor.history()[-1]["agreement"] is None
-        assert monitor.history()[-1]["prediction_changes"] is not None
-    assert sum("own forward pass was not called" in one for one in said()) == 1

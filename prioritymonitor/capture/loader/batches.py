@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
 def labels_in(batch: Any) -> Tensor | None:
@@ -23,7 +23,7 @@ def labels_in(batch: Any) -> Tensor | None:
 
 
 def _label_key(batch: Any) -> str | None:
-    return next((key for key in _LABEL_KEYS if key in batch), None)
+    return next((key for key in LABEL_KEYS if key in batch), None)
 
 
 def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

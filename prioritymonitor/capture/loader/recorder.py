@@ -74,6 +74,11 @@ class LoaderRecorder:
         return next(iter(self.waiting.candidates()), None)
 
     @property
+    def dataset(self) -> Any:
+        """The data set; None after `close()`."""
+        return None if self.loader is None else self.loader.dataset
+
+    @property
     def dataset_size(self) -> int | None:
         """Number of samples at the start, the most that are followed; None without identity."""
         return None if self.no_identity else self._size

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...records import HeadGradients, Observation, PassHealth
+from ...records import HeadGradients, Observation, PassHealth, TargetKind
 from . import targets
 from .form import Form
 from .products import Products
+from .several_calls import weighted_sum
+from .shown import JudgedBy, judged_as_shown
 
 Loss = nn.Module | Callable[..., Tensor]
 
@@ -54,39 +56,63 @@ class Criterion:
                 twin.reduction = "none"
                 self._unreduced = twin.forward
         elif "reduction" in inspect.signature(criterion).parameters:
-            self._unreduced = functools.partial(criterion, reduction="none")
+            self._unreduced = partial(criterion, reduction="none")
 
     def __call__(
-        self, logits: Tensor, target: Tensor, gradient: Tensor, form: Form, is_log: bool
+        self,
+        logits: Tensor,
+        given: Sequence[Tensor],
+        gradient: Tensor,
+        form: Form,
+        is_log: bool,
+        judged_by: JudgedBy = judged_as_shown,
     ) -> Observation:
         """Losses and residuals of K micro-batches.
 
         Args:
             logits: `[K, R, C]`, float32 or float64; a row is a sample, or a position of one.
-            target: Class labels `[K, R]`, or one value per logit `[K, R, C]`.
+            given: The targets of each call, mostly a single one: class labels `[K, R]`, or one
+                value per logit `[K, R, C]`.
             gradient: What reached the logits, `[K, R, C]`.
             form: How the criterion takes a row.
             is_log: The rows are log-probabilities of logits; gradient and residual are those at
                 the logits.
+            judged_by: Tells the labels by which rows are judged.
         """
+        gradient = gradient.to(logits.dtype)
+        calls = [self._evaluate(logits, target, form, is_log) for target in given]
+        sum_ = weighted_sum(calls, gradient) if len(calls) > 1 else None
+        loss, residual = calls[0] if sum_ is None else (sum_.loss, sum_.residual)
+        products = Products(gradient, residual)
+        strength = products.along.sum(1) / products.square.sum(1)
+        target = given[0] if sum_ is None else sum_.main(given)
+        if self._judge is None:
+            self._judge = self.find_judge(logits, target)
+        visits, in_range = self._judge(logits, target, self.ignored, loss)
+        finite = products.finite & loss.sum(1).isfinite()
+        visits = replace(visits, counted=visits.counted & finite.unsqueeze(1))
+        if visits.targets is TargetKind.ONE:
+            is_of_classes = self._judge is targets.classes
+            soft = target if is_of_classes and target.ndim > 2 else None
+            parts = (sum_, given) if is_of_classes and soft is None and sum_ is not None else None
+            visits = targets.judged(visits, logits, soft, parts, judged_by)
+        return Observation(
+            visits.flat(),
+            PassHealth(finite, in_range, products.unexplained(strength.unsqueeze(1), strength)),
+            HeadGradients(residual.flatten(0, 1), strength),
+        )
+
+    def _evaluate(
+        self, logits: Tensor, target: Tensor, form: Form, is_log: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Loss `[K, R]` and residual `[K, R, C]` of each row."""
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             loss = self._losses(leaf, target, form)
             (residual,) = torch.autograd.grad(loss.sum(), leaf)
         if is_log:
             residual = through_log_softmax(residual, logits)
-        products = Products(gradient.to(logits.dtype), residual)
-        strength = products.along.sum(1) / products.square.sum(1)
-        if self._judge is None:
-            self._judge = self.find_judge(logits, target)
-        loss = loss.detach().view(logits.shape[:2])
-        visits, in_range = self._judge(logits, target, self.ignored, loss)
-        finite = products.finite & loss.sum(1).isfinite()
-        return Observation(
-            replace(visits, counted=visits.counted & finite.unsqueeze(1)).flat(),
-            PassHealth(finite, in_range, products.unexplained(strength.unsqueeze(1), strength)),
-            HeadGradients(residual.flatten(0, 1), strength),
-        )
+        return loss.detach().view(logits.shape[:2]), residual
 
     def find_judge(self, logits: Tensor, target: Tensor) -> targets.Judge:
         """What tells from logits `[K, R, C]` and targets where a label stands."""
@@ -134,5 +160,5 @@ def _option(criterion: Loss, name: str) -> Any:
 
 def _is_any(criterion: Loss, kinds: tuple[Any, ...]) -> bool:
     """Whether it is one of some functions, or of some modules."""
-    function = criterion.func if isinstance(criterion, functools.partial) else criterion
+    function = criterion.func if isinstance(criterion, partial) else criterion
     return function in kinds or type(function) in kinds

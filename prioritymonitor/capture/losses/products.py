@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_ROUNDINGS = 16.0
+ROUNDINGS = 16.0
 """How many times the rounding of a probability near 1 a residual may be off."""
 
 
@@ -35,7 +35,7 @@ class Products:
         """
         energy = self.energy.sum(1)
         left = self.energy - 2 * factor * self.along + factor.square() * self.square
-        rounding = self._entries * (_ROUNDINGS * self._eps * strength).square()
+        rounding = self._entries * (ROUNDINGS * self._eps * strength).square()
         return ((left.sum(1) - rounding).clamp(min=0) / energy).nan_to_num(nan=0.0)
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...records import TargetKind, Visits
 from .products import class_error, class_margin_
+from .several_calls import WeightedSum
+from .shown import JudgedBy, Shown, own_part, weights_in
 
 _MOST_ERROR = math.sqrt(2)
 """Norm of the error in probabilities where all of it is on a wrong class."""
 
+_MIXED = 1e-3
+"""Weight of other labels than the first from which on rows have several."""
 
 Judge = Callable[[Tensor, Tensor, int | None, Tensor], tuple[Visits, Tensor]]
 """(outputs `[K, R, C]`, target `[K, R]` or `[K, R, C]`, ignored label, loss `[K, R]`) -> what the
@@ -44,6 +50,46 @@ def classes(
         classes=logits.shape[2],
     )
     return visits, in_range
+
+
+def judged(
+    visits: Visits,
+    logits: Tensor,
+    target: Tensor | None,
+    calls: tuple[WeightedSum, Sequence[Tensor]] | None,
+    judged_by: JudgedBy,
+) -> Visits:
+    """Visits with one class per row `[K, R]`, judged by the labels that are the samples' own.
+
+    Args:
+        visits: By the labels of most weight.
+        logits: `[K, R, C]`.
+        target: Soft targets `[K, R, C]`; None for classes.
+        calls: The calls of the criterion and their targets; None for a single one.
+        judged_by: Tells the own labels.
+    """
+    label = visits.given_label
+
+    def weight_of_label(other: Tensor) -> Tensor:
+        return (other == label).to(logits.dtype)
+
+    weight_of: Callable[[Tensor], Tensor] = weight_of_label
+    is_mixed = torch.zeros_like(visits.counted[:, 0])
+    if calls is not None:
+        weight_of, is_mixed = partial(calls[0].weight_of, calls[1]), calls[0].is_mixed
+    elif target is not None:
+        weight_of = weights_in(target, target.amin(2))
+        is_mixed = (weight_of(label) < 1 - _MIXED).any(1)
+    shown = Shown(label, weight_of, visits.counted, is_mixed, visits.classes)
+    own, is_own = judged_by(shown)
+    if calls is not None:
+        target = calls[0].target_of(calls[1], logits.shape[2])
+    if target is not None:
+        judged = own_part(logits.softmax(2), target, own, is_mixed)
+        margin, rival = class_margin_(judged, own)
+        error = class_error(judged, own)
+        visits = replace(visits, given_label=own, margin=margin, error=error, rival=rival)
+    return replace(visits, is_own=is_own)
 
 
 def bits(

@@ -3,6 +3,7 @@
 import itertools
 import queue
 import threading
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from prioritymonitor import GradientMonitor
+from prioritymonitor.capture.loader.waiting import WaitingBatches
 from tests.support.cases import INPUTS
 from tests.support.observed import labels_seen
 
@@ -90,6 +92,24 @@ WAYS = {
     "some passed over": with_some_passed_over,
 }
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+def test_once_a_pass_has_shown_that_the_loop_runs_ahead_the_next_are_taken_for_what_they_are():
+    first_guesses = []
+    choose = WaitingBatches.choose
+
+    def chosen(waiting, candidates, shown, *, is_on_host):
+        batch = choose(waiting, candidates, shown, is_on_host=is_on_host)
+        first_guesses.append(candidates[0] is batch)
+        return batch
+
+    loader = DataLoader(dataset(), batch_size=8)
+    model, optimizer, monitor = watched(loader)
+    with patch.object(WaitingBatches, "choose", chosen):
+        for group in one_ahead(loader):
+            train(model, optimizer, *group)
+    assert first_guesses == [False, *[True] * 6]
+    monitor.close()
 
 
 @ways
