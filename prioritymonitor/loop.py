@@ -99,11 +99,13 @@ class Loop:
             self._batch_size = len(observation.visits.given_label) / micro_batches
         if self._steps == min(_MOST_STEPS, max(_LEAST_STEPS, int(expected_steps))):
             self._has_settled(capture)
-        if capture.sees_training:
+        if capture.calls.has_trained:
             self._tell(self._health.add_step(expected_steps, self.has_identity))
 
     def _has_settled(self, capture: StepCapture) -> None:
-        if not capture.sees_training:
+        # Without a loader, nothing is looked at between the steps that are measured.
+        is_seen = capture.calls.is_known and self._recorder is None
+        if not (capture.calls.has_trained or is_seen):
             self._say(
                 f"{self._optimizer} has made {self._steps} steps, and no gradient was seen at "
                 f"logits that {self._model} gives: pass the model that the loop calls, and "

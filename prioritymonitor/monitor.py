@@ -50,7 +50,7 @@ class GradientMonitor(Readings):
             per sample, so no stop and no suspects.
         criterion: The loss as an `nn.Module` that the loop calls, or a function of (logits,
             targets). None: a cross-entropy loss on the model's logits is recognised by itself.
-            Pass it for label smoothing and for any other loss: `BCEWithLogitsLoss`, `NLLLoss`,
+            Pass it for any other loss than cross-entropy: `BCEWithLogitsLoss`, `NLLLoss`,
             `MSELoss` and whatever is a sum over samples, or over pixels or tokens.
         head: The last linear layer, whose output is the logits. None: found on the first forward
             pass.

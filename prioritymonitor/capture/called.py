@@ -48,13 +48,14 @@ class CalledModule:
         self,
         model: nn.Module,
         head: nn.Module | None,
-        *,
         has_criterion: bool,
         guard: Guard,
         on_found: Callable[[nn.Module, bool], None],
     ) -> None:
         self.is_known = False
         """True once the model itself, or a part of it, was seen to give logits."""
+        self.has_trained = False
+        """True once a gradient reached logits."""
         self.module = model
         """What gives the logits, or is taken to."""
         self._model = model

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import PriorityMonitorError
+from ..records import HeadUpdate
 from . import private
 from .hooks import Guard, Handle, Hook
 
@@ -78,6 +79,14 @@ class ParameterChanges:
             name: torch.sub(parameter.detach(), copy, out=copy)
             for name, (parameter, copy) in before.items()
         }
+
+
+def head_update(changes: ParameterChanges) -> HeadUpdate | None:
+    """What a step did to the head; None where it was not remembered."""
+    taken = changes.take()
+    if "weight" not in taken:
+        return None
+    return HeadUpdate(taken["weight"].flatten(1), taken.get("bias"))
 
 
 class GradientTotals:

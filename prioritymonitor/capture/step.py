@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..records import HeadUpdate, Observation, Step
+from ..records import Observation, Step
 from . import private
 from .called import CalledModule
 from .graph import Derivation, before_copies, find_derivation, leave_mark
@@ -24,7 +24,7 @@ from .loader.handed_out import HandedOut
 from .loader.recorder import LoaderRecorder
 from .missing_steps import MissingSteps
 from .observer import Observer
-from .parameters import ParameterChanges
+from .parameters import ParameterChanges, head_update
 from .passes import Forward, Pass, begin, begin_from, forward_of
 from .representations import FirstVisits, Representations
 from .resets import GradientResets
@@ -95,16 +95,10 @@ class StepCapture:
         self._recent: deque[Forward] = deque(maxlen=_MOST_RECENT)
         self._head_changes = ParameterChanges()
         self._in_step: list[HandedOut] | None = None
-        self._has_trained = False
         self._head = head
         self.missing_steps = MissingSteps(model, optimizer, guard, on_problem)
-        self.calls = CalledModule(
-            model,
-            head,
-            has_criterion=criterion is not None,
-            guard=guard,
-            on_found=self._follow_part,
-        )
+        has_criterion = criterion is not None
+        self.calls = CalledModule(model, head, has_criterion, guard, self._follow_part)
         self._passes = TrainedPasses(
             self._observer,
             GradientResets(optimizer, guard),
@@ -131,11 +125,6 @@ class StepCapture:
         self._scope.close()
         self._scope = self._scope_of(module)
         self._follow_calls(module)
-
-    @property
-    def sees_training(self) -> bool:
-        """Whether the logits of what the loop trains are seen."""
-        return self._has_trained or (self.calls.is_known and not self._identity.is_known)
 
     @property
     def label_check(self) -> LabelCheck:
@@ -247,7 +236,7 @@ class StepCapture:
         if not self._is_on:
             return
         one.take_gradient(gradient)
-        self._has_trained, batch = True, self._identity.batch_of(one)
+        batch, self.calls.has_trained = self._identity.batch_of(one), True
         if self._in_step is None:
             is_of_loop = batch is not None or not self._identity.is_known
             self.missing_steps.trained_on(batch, is_of_loop)
@@ -290,11 +279,5 @@ class StepCapture:
         self.missing_steps.step_made()
         self._identity.stepped()
         observations = self._passes.take_step()
-        update = self._head_update() if observations else None
+        update = head_update(self._head_changes) if observations else None
         self._on_step(Step(observations, update, parameters, self._scope.is_of_all))
-
-    def _head_update(self) -> HeadUpdate | None:
-        changes = self._head_changes.take()
-        if "weight" not in changes:
-            return None
-        return HeadUpdate(changes["weight"].flatten(1), changes.get("bias"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ignite.base.mixins import Serializable
-from ignite.engine import DeterministicEngine, Engine, Events, RemovableEventHandle
+from ignite.engine import Engine, Events, RemovableEventHandle
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -112,11 +112,10 @@ class GradientMonitorHandler(Serializable):
             self._loaded = state_dict
 
     def _started(self, trainer: Engine) -> None:
-        # Resumed in the middle of an epoch, Ignite begins the loader anew unless it is
-        # deterministic, and its epochs end in the middle of passes from then on.
-        state = trainer.state
-        begins = not state.epoch_length or state.iteration % state.epoch_length == 0
-        self._in_step = begins or isinstance(trainer, DeterministicEngine)
+        # Resumed in the middle of an epoch, Ignite may begin the loader anew, and its epochs then
+        # end in the middle of passes.
+        length = trainer.state.epoch_length
+        self._in_step = not length or trainer.state.iteration % length == 0
         self._follow_advice(trainer)
 
     def _epoch_completed(self, trainer: Engine) -> None:
