@@ -266,8 +266,7 @@ class Decision:
         best_epoch: The epoch whose weights `restore_best()` gives, counted from 1; None before the
             first.
         message: The same in a sentence.
-        peak_epochs: Epochs whose weights are kept in case that one turns out to be the best one;
-            empty: `best_epoch` alone.
+        peak_epochs: Epochs that may turn out to be the best; empty: `best_epoch` alone.
     """
 
     stop: bool

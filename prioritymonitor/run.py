@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from . import in_use, ranks
 from .arguments import Settings
 from .attached import Attached
-from .capture.loader.recorder import LoaderRecorder
 from .errors import contained, described, may_pass
 from .judge import Judge, NotJudged
 from .loop import Loop
@@ -93,15 +92,21 @@ class Run:
 
     def _attach(self, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
         settings = self.settings
-        if loader is not None:
-            self._follow_samples(model, self.attached.to_loader(loader, self._end_epoch))
+        recorder = None if loader is None else self.attached.to_loader(loader, self._end_epoch)
+        if recorder is not None and recorder.dataset_size is not None:
+            self.expected_steps = float(recorder.batches or self.expected_steps)
+            self.judge = Judge.of(model, recorder.dataset_size, settings, self.log.once)
+            self.table = self.judge.table
         else:
-            message = "samples have no identity without train_loader: no suspects and no stop"
+            why = " without train_loader" if recorder is None else f", {recorder.no_identity}"
+            message = f"samples have no identity{why}: no suspects and no stop"
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
+            if recorder is not None:  # or it is said at the first step
+                self.log.once(message)
         self.grouping = Grouping(settings.noisy, self.table if self.judge else None)
         overhead = self.guard.stopwatch.share
         self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
-        self.loop = Loop(model, optimizer, self.attached.recorder, settings, self.log.once)
+        self.loop = Loop(model, optimizer, recorder, settings, self.log.once)
         held_out = self.attached.held_out(model, settings)
         self.validation = Validation(held_out, self.guard.stopwatch, self.reports, self.log)
         self.attached.to_training(
@@ -114,17 +119,6 @@ class Run:
             on_step=self._step_made,
             on_problem=self.log.once,
         )
-
-    def _follow_samples(self, model: nn.Module, recorder: LoaderRecorder) -> None:
-        size = recorder.dataset_size
-        if size is None:
-            message = f"samples have no identity, {recorder.no_identity}: no suspects and no stop"
-            self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
-            self.log.once(message)
-            return
-        self.expected_steps = float(recorder.batches or self.expected_steps)
-        self.judge = Judge.of(model, size, self.settings, self.log.once)
-        self.table = self.judge.table
 
     def close(self) -> None:
         """Leave model, optimizer and loader as found, and write what is left.
