@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .arguments import Settings
+from .data_parallel import DataParallel, NotJudged
 from .errors import ArgumentTypeError, ArgumentValueError, contained, described, is_from_signal
-from .ranks import OutOfTouch, Ranks
-from .records import Decision, EpochOfSamples, Observation, Record, StopReason
+from .records import Decision, EpochOfSamples, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
 from .stopping.rule import Rule, measure_only
@@ -24,14 +23,6 @@ _MOST_RELABELLED = 0.01
 
 _MUCH_MEMORY = 2**30
 """Bytes of the table of samples from which on it is said what it takes."""
-
-
-class NotJudged(Exception):
-    """Why nothing was concluded from an epoch, nor will be from the next ones."""
-
-    def __init__(self, reason: StopReason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class Judge:
@@ -54,7 +45,8 @@ class Judge:
         say: Callable[[str], None],
     ) -> None:
         self.table = table
-        self.table.first_visits.rows_of_all = self._rows_of_all
+        self.others = DataParallel(table, say)
+        """The other ranks of a data-parallel run."""
         self.keeper = keeper
         self._rule = rule
         self._say = say
@@ -110,9 +102,9 @@ class Judge:
             before: The advice so far; a stop stays.
 
         Raises:
-            NotJudged: Samples showed other labels than before, or other ranks can't be reached.
+            NotJudged: Samples showed other labels than before, or ranks can't know the same.
         """
-        self._combine(record["epoch"])
+        self.others.combine(record)
         table, past = self.table, self.table.history.past
         epoch = table.end_epoch()
         if epoch.relabelled > _MOST_RELABELLED * table.history.size:
@@ -139,44 +131,6 @@ class Judge:
         known = table.losses() | {"noise_rate": table.noise_rate}
         record |= {name: _known(value) for name, value in known.items()}
         return decision if before.stop else self._with_weights(decision, record["epoch"])
-
-    @functools.cached_property
-    def ranks(self) -> Ranks | None:
-        """Those that measure together; None where this process is alone.
-
-        Asked for once training has begun: the process group may be made after the monitor.
-        """
-        return Ranks.of_process()
-
-    def begins_with(self, observation: Observation) -> None:
-        """Samples are trained on, in batches as large as these."""
-        if self.ranks is not None:
-            batch = len(observation.visits.counted) // len(observation.health.finite)
-            self.table.history.share_first_samples(batch, self.ranks)
-
-    def leave(self) -> None:
-        """Nothing is judged any more: other ranks need not wait for this one."""
-        if "ranks" in vars(self) and self.ranks is not None:
-            self.ranks.leave()
-
-    def _rows_of_all(self, own: Tensor) -> Tensor:
-        return own if self.ranks is None else self.ranks.rows_of_all(own).to(own.device)
-
-    def _combine(self, epoch: int) -> None:
-        """Have all ranks know the same of the epoch; then all of them decide the same."""
-        ranks, table = self.ranks, self.table
-        if ranks is None:
-            return
-        before = ranks.members
-        try:
-            ranks.together(f"epoch {epoch}", lambda: table.combine(ranks))
-        except OutOfTouch as error:
-            raise NotJudged(StopReason.OUT_OF_TOUCH, str(error)) from error
-        for lost in sorted({*before} - {*ranks.members}):
-            self._say(
-                f"rank {lost} has no monitor, has closed it, or was late: labels and the stop are "
-                "judged without its samples from here on"
-            )
 
     def _with_votes(self, epoch: EpochOfSamples) -> EpochOfSamples:
         """The same with the votes of the neighbours, if they have voted by now."""

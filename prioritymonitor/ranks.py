@@ -27,11 +27,23 @@ step, unless it has gone."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05
 """Seconds from one look at the store to the next."""
 
+_CLOSED = "closed"
+"""What a rank says on leaving that closes its monitor."""
+
 _Result = TypeVar("_Result")
 
 
 class OutOfTouch(PriorityMonitorError):
-    """Other ranks can't be reached, or have gone on without this one."""
+    """Ranks can't know the same any more.
+
+    Args:
+        message: Which of them is to blame.
+        is_untold: Whether the first rank can't know it.
+    """
+
+    def __init__(self, message: str, is_untold: bool = False) -> None:
+        super().__init__(message)
+        self.is_untold = is_untold
 
 
 def is_alone() -> bool:
@@ -63,11 +75,13 @@ class Ranks:
         self._store = store
         self._patience = patience if patience is not None else PATIENCE
         # The monitors that a process makes are numbered, and the n-th of each belong together.
-        number = store.add(f"prioritymonitor/monitors_of/{rank}", 1)
-        self._name = f"prioritymonitor/{number}"
-        self._asked = 0
+        self._number = store.add(_monitors_of(rank), 1)
+        self._name = f"prioritymonitor/{self._number}"
+        self._asked = self._epochs = 0
         self._group: Any = None
         self._group_members: list[int] = []
+        self._old_keys: list[str] = []
+        self._out_of_touch: OutOfTouch | None = None
 
     @classmethod
     def of_process(cls) -> Ranks | None:
@@ -86,19 +100,21 @@ class Ranks:
             exchange: Calls `total` and `least`, in the same order on each rank.
 
         Raises:
-            OutOfTouch: This rank came late, or another one was lost on the way; from here on they
-                can't know the same.
+            OutOfTouch: This rank came late, or another one is missing whose monitor is in use; from
+                here on they can't know the same.
         """
+        if self._out_of_touch is not None:
+            raise self._out_of_touch
         try:
-            members = self._meet(f"{self._name}/{name}/begin", self.members)
-            self._connect(members)
+            self._come_together(f"{self._name}/{name}/begin")
             result = exchange()
-            done = self._meet(f"{self._name}/{name}/end", members)
+            self._meet(f"{self._name}/{name}/end", self.members)
         except RuntimeError as error:  # the store is gone, or a rank in the middle of it
-            raise OutOfTouch(f"another rank was lost ({described(error)})") from error
-        if done != members:
-            raise OutOfTouch(f"rank {_missing(members, done)} was lost")
-        self.members = members
+            self._out_of_touch = OutOfTouch(f"another rank was lost ({described(error)})", True)
+            raise self._out_of_touch from error
+        except OutOfTouch as error:
+            self._out_of_touch = error
+            raise
         return result
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -109,35 +125,67 @@ class Ranks:
         """The least over the ranks, on the host."""
         return self._reduced(tensor, dist.ReduceOp.MIN)
 
-    def rows_of_all(self, own: Tensor) -> Tensor:
-        """Rows of all ranks, one rank's after the other's, on the host.
+    def first_rows(self, own: Tensor, most: int) -> Tensor:
+        """The first rows of all ranks, one rank's after the other's, on the host.
 
-        For a few rows in the middle of an epoch, where nobody is absent; each must ask as often as
-        the others.
+        Each rank must ask as often as the others. Where one doesn't, no rank is given any.
 
         Args:
-            own: `[rows, ...]`, as many as this rank has.
+            own: `[rows, size]`, as many as this rank has.
+            most: So many rows at most.
 
         Raises:
-            RuntimeError: Those of another rank don't come.
+            OutOfTouch: A rank doesn't ask.
+            PriorityMonitorError: Rows of ranks differ in size.
+            RuntimeError: The connection is lost.
         """
         self._asked += 1
-        own = own.detach().to("cpu", copy=True).contiguous()
-        keys = [f"{self._name}/rows/{self._asked}/{rank}" for rank in self.members]
-        self._store.set(keys[self.members.index(self.rank)], own.numpy().tobytes())
-        self._store.wait(keys, self._patience)
-        found = [torch.frombuffer(bytearray(self._store.get(key)), dtype=own.dtype) for key in keys]
-        return torch.cat(found).view(-1, *own.shape[1:])
+        self._come_together(f"{self._name}/rows/{self._asked}")
+        place = self.members.index(self.rank)
+        shapes = torch.zeros(len(self.members), 2, dtype=torch.int64, device="cpu")
+        shapes[place] = torch.tensor(own.shape)
+        counts, sizes = self.total(shapes).unbind(1)
+        if bool((sizes != sizes[0]).any()):
+            raise PriorityMonitorError(f"what ranks look at differs in size: {sizes.tolist()}")
+        rows = own.new_zeros(min(int(counts.sum()), most), own.shape[1], device="cpu")
+        begin = int(counts[:place].sum())
+        rows[begin : begin + len(own)] = own[: max(most - begin, 0)].cpu()
+        return self.total(rows)
 
-    def leave(self) -> None:
-        """This rank has a monitor no more; nobody waits for it."""
+    def epoch_begins(self, batches: int | None) -> None:
+        """Tell the others how many batches this rank has in the epoch that begins."""
+        self._epochs += 1
+        keys = [f"{self._epoch_key}/{batches}", self._epoch_key]
+        for key in keys:
+            self._store.add(key, 1)
+        self._old_keys += keys
+
+    def have_as_many(self, batches: int | None) -> bool:
+        """Whether no rank is known to have another number of batches in this epoch.
+
+        Those that had fewer would come too early to a meeting at its end, and the others could not
+        come: they may need them in a collective of the user's.
+        """
+        begun = self._count(self._epoch_key)
+        return batches is not None and self._count(f"{self._epoch_key}/{batches}") >= begun
+
+    def leave(self, why: str | None) -> None:
+        """This rank measures no more, and nobody waits for it.
+
+        Args:
+            why: None if its monitor was closed.
+        """
         try:
-            self._store.set(self._left(self.rank), "left")
+            self._store.set(self._left(self.rank), _CLOSED if why is None else why)
             self._store.add(f"{self._name}/left", 1)
         except RuntimeError:  # the run is over, and nobody asks
             return
         finally:
             self._group = None
+
+    @property
+    def _epoch_key(self) -> str:
+        return f"{self._name}/begun/{self._epochs}"
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         own = tensor.detach().to("cpu", copy=True).contiguous()
@@ -147,22 +195,36 @@ class Ranks:
             self._group.allreduce([own], options).wait()
         return own
 
-    def _connect(self, members: list[int]) -> None:
-        """Have a group of those who came, made by them alone."""
+    def _come_together(self, name: str) -> None:
+        """Meet, and have a group of those who came, made by them alone."""
+        before, self.members = self.members, self._meet(name, self.members)
+        members = self.members
+        if members == before:
+            self._tidy(name, members)
         if members == self._group_members:
             return
         self._group, self._group_members = None, members
         if len(members) > 1:
-            name = "-".join(map(str, _runs(members)))
-            store = dist.distributed_c10d.PrefixStore(f"{self._name}/group/{name}", self._store)
+            group = "-".join(map(str, _runs(members)))
+            store = dist.distributed_c10d.PrefixStore(f"{self._name}/group/{group}", self._store)
             place, count = members.index(self.rank), len(members)
             self._group = dist.ProcessGroupGloo(store, place, count, timeout=self._patience)
+
+    def _tidy(self, name: str, members: list[int]) -> None:
+        """All have come here, so none will look again at the meetings before."""
+        kept = {*self._keys_of(name, members), self._epoch_key}
+        kept |= {key for key in self._old_keys if key.startswith(f"{self._epoch_key}/")}
+        for key in self._old_keys:
+            if key not in kept and members[0] == self.rank:
+                self._store.delete_key(key)
+        self._old_keys = [key for key in self._old_keys if key in kept]
 
     def _meet(self, name: str, expected: list[int]) -> list[int]:
         """Wait for the others, and agree on who came: the first to go on says it for all.
 
         Raises:
-            OutOfTouch: They have gone on without this rank.
+            OutOfTouch: They have gone on without this rank, or one is missing whose monitor is in
+                use: it would not stop with the others.
         """
         self._store.set(f"{name}/{self.rank}", "here")
         self._store.add(f"{name}/count", 1)
@@ -170,37 +232,55 @@ class Ranks:
         while self._is_incomplete(name, expected) and time.monotonic() < until:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-        if self._count(name) == len(expected):
-            came = expected
-        else:
+        came = expected
+        if not self._store.check([f"{name}/{rank}" for rank in expected]):
             came = [rank for rank in expected if self._store.check([f"{name}/{rank}"])]
-        agreed = json.loads(self._store.compare_set(f"{name}/came", "", json.dumps(came)))
-        if self.rank not in agreed:
-            raise OutOfTouch(
-                f"this rank was late by more than {self._patience.total_seconds():.0f} s, and the "
-                "others have gone on"
-            )
-        return [*agreed]
+        said = json.dumps([came, self._why_missing(expected, came)])
+        came, why = json.loads(self._store.compare_set(f"{name}/came", "", said))
+        self._old_keys += self._keys_of(name, expected)
+        if self.rank not in came:
+            raise OutOfTouch(f"{self._late(self.rank)}, and the others have gone on", True)
+        if why is not None:
+            raise OutOfTouch(why, is_untold=0 not in came and came[0] == self.rank)
+        return [*came]
 
     def _is_incomplete(self, name: str, expected: list[int]) -> bool:
-        if self._count(name) >= len(expected):
+        if self._count(f"{name}/count") >= len(expected):
             return False
         if self._store.check([f"{name}/came"]):
             return False  # someone has gone on already
-        if not self._count(self._name, "left"):
+        if not self._count(f"{self._name}/left"):
             return True
         waited_for = [rank for rank in expected if not self._store.check([f"{name}/{rank}"])]
         return any(not self._store.check([self._left(rank)]) for rank in waited_for)
 
-    def _count(self, name: str, what: str = "count") -> int:
-        return int(self._store.add(f"{name}/{what}", 0))
+    def _why_missing(self, expected: list[int], came: list[int]) -> str | None:
+        """Of those missing, what is wrong with one of them; None if they may be missing."""
+        for rank in (rank for rank in expected if rank not in came):
+            if self._store.check([self._left(rank)]):
+                why = self._store.get(self._left(rank)).decode()
+                if why != _CLOSED:
+                    return f"on rank {rank} {why}"
+            elif self._count(_monitors_of(rank)) >= self._number:
+                return self._late(rank)
+        return None
+
+    def _late(self, rank: int) -> str:
+        return f"rank {rank} was late by more than {self._patience.total_seconds():.0f} s"
+
+    def _count(self, key: str) -> int:
+        return int(self._store.add(key, 0))
 
     def _left(self, rank: int) -> str:
         return f"{self._name}/left/{rank}"
 
+    @staticmethod
+    def _keys_of(meeting: str, expected: list[int]) -> list[str]:
+        return [f"{meeting}/{what}" for what in (*expected, "count", "came")]
 
-def _missing(expected: list[int], came: list[int]) -> str:
-    return ", ".join(str(rank) for rank in expected if rank not in came)
+
+def _monitors_of(rank: int) -> str:
+    return f"prioritymonitor/monitors_of/{rank}"
 
 
 def _runs(members: list[int]) -> list[str]:

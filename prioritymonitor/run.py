@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from . import in_use, ranks
 from .arguments import Settings
 from .attached import Attached
+from .data_parallel import NotJudged
 from .errors import contained, described, may_pass
-from .judge import Judge, NotJudged
+from .judge import Judge
 from .loop import Loop
 from .records import (
     NOTHING_YET,
@@ -96,7 +97,7 @@ class Run:
         if recorder is not None and recorder.dataset_size is not None:
             self.expected_steps = float(recorder.batches or self.expected_steps)
             self.judge = Judge.of(model, recorder.dataset_size, settings, self.log.once)
-            self.table = self.judge.table
+            self.table, recorder.others = self.judge.table, self.judge.others
         else:
             why = " without train_loader" if recorder is None else f", {recorder.no_identity}"
             message = f"samples have no identity{why}: no suspects and no stop"
@@ -128,9 +129,9 @@ class Run:
         with self.guard.lock:
             if self.phase is Phase.CLOSED:
                 return
-            self.bring_up_to_date()
+            self.bring_up_to_date(is_last=True)
             if self.judge is not None:
-                self.judge.leave()
+                self.judge.others.leave(None)
             self.attached.detach()
             self.reports.close(self.table.suspect_columns)
             self.resumes_as, self.phase = self.phase, Phase.CLOSED
@@ -144,7 +145,7 @@ class Run:
 
     def _observed(self, observation: Observation) -> None:
         if self.judge is not None:
-            self.judge.begins_with(observation)
+            self.judge.others.begins_with(observation)
         self.loop.observed(observation)
         if observation.visits.targets is TargetKind.NUMBERS:
             self._forget_samples(StopReason.NO_CLASSES)
@@ -186,16 +187,15 @@ class Run:
     def settle(self) -> None:
         """End an epoch whose last batch was used, where the caller is the one who trains.
 
-        Other threads close nothing, nor does one rank of several: they would not do it at the same
-        time.
+        Other threads close nothing, nor does one rank of several: the others may not ask.
         """
         if threading.get_ident() == self._training_thread and ranks.is_alone():
             with self.guard.lock:
                 self._settle()
 
-    def _settle(self) -> None:
+    def _settle(self, is_last: bool = False) -> None:
         if self.attached.recorder is not None and self.phase is not Phase.FAILED:
-            self.attached.recorder.settle()
+            self.attached.recorder.settle(is_last)
 
     def end_epoch(self) -> None:
         """End the epoch that is under way, if one is."""
@@ -238,28 +238,29 @@ class Run:
             try:
                 return self.judge.end_epoch(record, self.records, self.decision)
             except NotJudged as error:
-                self._forget_samples(error.reason, str(error))
+                self._forget_samples(error.reason, str(error), aloud=error.is_untold)
         now = self.decision.epoch if self.decision.stop else record["epoch"]
         return replace(self.decision, epoch=now)
 
     # What goes wrong
 
-    def _forget_samples(self, reason: StopReason, why: str | None = None) -> None:
+    def _forget_samples(self, reason: StopReason, why: str = "", aloud: bool = False) -> None:
         """Samples can't be told apart, or not any more."""
         if self.phase is Phase.IDENTITY_LOST:
             return
         self.loop.has_identity = False
         self.grouping.forget_samples()
-        message = reason.value if why is None else f"samples have no identity, {why}"
-        message += ": no suspects and no stop from here on"
+        if why and reason is StopReason.NO_IDENTITY:
+            why = f"samples have no identity, {why}"
+        message = f"{why or reason.value}: no suspects and no stop from here on"
         self._enter(Phase.IDENTITY_LOST, reason, message)
-        self.log.once(message)
+        self.log.once(message, aloud=aloud)
 
     def _enter(self, phase: Phase, reason: StopReason, message: str) -> None:
         """Go over to another phase, in which nothing is judged; a stop stays a stop."""
         self.phase = phase
         if self.judge is not None:
-            self.judge.leave()
+            self.judge.others.leave(message)
         if not self.decision.stop:
             self.decision = Decision(False, reason, self.epoch, self.decision.best_epoch, message)
 
@@ -280,10 +281,10 @@ class Run:
 
     # Readings and state
 
-    def bring_up_to_date(self) -> None:
+    def bring_up_to_date(self, is_last: bool = False) -> None:
         """Take all into account that was trained on so far, and bring it to the disk."""
         with contained(self._failed):
-            self._settle()
+            self._settle(is_last)
             self.attached.capture.observe()
         self.steps.report()
         self.reports.flush()
@@ -292,7 +293,7 @@ class Run:
         """Put the kept weights into the model; the epoch they are from, or None without any."""
         with self.guard.lock:
             with contained(self._failed):
-                self._settle()
+                self._settle(is_last=True)
             epoch = self.judge.restore(self.decision) if self.judge is not None else None
         if epoch is None:
             self.log.once("restore_best() left the weights as they are: no epoch was closed")

@@ -34,11 +34,13 @@ class Projection:
     of another length than the first are NaN.
 
     Args:
-        rows_of_all: Gives the rows of all ranks, from those of this one: distances mean something
-            only where all take the same directions.
+        rows_of_all: Gives the first rows of all ranks, so many at most, from those of this one:
+            distances mean something only where all take the same directions.
     """
 
-    def __init__(self, rows_of_all: Callable[[Tensor], Tensor] = lambda own: own) -> None:
+    def __init__(
+        self, rows_of_all: Callable[[Tensor, int], Tensor] = lambda own, most: own[:most]
+    ) -> None:
         self._rows_of_all = rows_of_all
         self._size: int | None = None
         self._centre: Tensor | None = None
@@ -58,7 +60,7 @@ class Projection:
             projected = self._projected(rows)
         if self._centre is None:
             own = projected.nan_to_num(0.0, 0.0, 0.0).mean(0, keepdim=True)
-            self._centre = self._rows_of_all(own).mean(0)
+            self._centre = self._rows_of_all(own, _FIRST_ROWS).mean(0)
         return projected - self._centre.to(projected.device)
 
     def _projected(self, rows: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class Projection:
             rows = nn.functional.pad(rows * _signs(size, rows.device), (0, -size % _MOST_PROJECTED))
             rows = rows.view(len(rows), -1, _MOST_PROJECTED).sum(1)
         if self._matrix is None:
-            first = self._rows_of_all(rows[:_FIRST_ROWS])[:_FIRST_ROWS]
+            first = self._rows_of_all(rows, _FIRST_ROWS)
             self._matrix = _directions(first.to(rows.device))
         self._matrix = self._matrix.to(rows.device)
         return rows @ self._matrix

@@ -19,7 +19,7 @@ from .projection import Projection
 class FirstVisits(Protocol):
     """Wants to know what samples look like before they are learnt."""
 
-    rows_of_all: Callable[[Tensor], Tensor]
+    rows_of_all: Callable[[Tensor, int], Tensor]
     """Gives the rows of all ranks, from those of this one."""
 
     when_closed: Callable[[], None]
@@ -58,8 +58,8 @@ class Representations:
         if visits is not None:
             visits.when_closed = self.forget
 
-    def _rows_of_all(self, own: Tensor) -> Tensor:
-        return self._visits.rows_of_all(own) if self._visits is not None else own
+    def _rows_of_all(self, own: Tensor, most: int) -> Tensor:
+        return self._visits.rows_of_all(own, most) if self._visits is not None else own[:most]
 
     def follow(self, module: nn.Module, takes_data: bool) -> None:
         """A part of the model is called in its place.

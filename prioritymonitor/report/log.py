@@ -50,10 +50,15 @@ class Log(Sink):
         """The advice to stop. A warning, so that a script without logging set up shows it too."""
         _write(logging.WARNING, f"stop after epoch {decision.epoch}: {decision.message}")
 
-    def once(self, *messages: str) -> None:
-        """Problems, each said the first time only."""
+    def once(self, *messages: str, aloud: bool = False) -> None:
+        """Problems, each said the first time only.
+
+        Args:
+            messages: The problems.
+            aloud: Whether they are said by any rank, as the first can't know them.
+        """
         for message in messages:
-            if message not in self._said and self._speaks():
+            if message not in self._said and (aloud or self._speaks()):
                 self._said.add(message)
                 _write(logging.WARNING, message)
 

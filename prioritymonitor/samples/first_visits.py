@@ -41,8 +41,8 @@ class FirstVisits:
         """What its neighbours say of each sample, int32 `[n]`, −1 where nothing; None so far."""
         self.why_none: str | None = None
         """Why there are no votes; None if there are, or may still be."""
-        self.rows_of_all: Callable[[Tensor], Tensor] = _itself
-        """Gives the rows of all ranks, from those of this one."""
+        self.rows_of_all: Callable[[Tensor, int], Tensor] = _first
+        """Gives the first rows of all ranks, so many at most, from those of this one."""
         self.when_closed: Callable[[], None] = _nothing
         """Called when no more is to be gathered."""
         self._history = history
@@ -215,8 +215,8 @@ def _drawn(count: int, most: int) -> Tensor:
     return torch.randperm(count, generator=generator, device="cpu")[:most].sort().values
 
 
-def _itself(own: Tensor) -> Tensor:
-    return own
+def _first(own: Tensor, most: int) -> Tensor:
+    return own[:most]
 
 
 def _nothing() -> None:

@@ -155,10 +155,13 @@ class SampleHistory:
         steps, left = divmod(_FIRST_SAMPLES, count * batch)
         self._first_samples = steps * batch + min(max(left - place * batch, 0), batch)
 
-    def combine(self, ranks: Exchange) -> None:
+    def combine(self, ranks: Exchange) -> int:
         """Make the running epoch that of all ranks.
 
         A sample that several of them have seen, as padding makes them, counts as the first saw it.
+
+        Returns:
+            How many visits of such samples showed another label than the first of them.
         """
         epoch, labels = self._epoch[:-1].cpu(), self._labels[:-1].cpu()
         own = seen_first(ranks, epoch[:, 3] > 0)
@@ -167,12 +170,16 @@ class SampleHistory:
         theirs = ranks.total(labels * own.unsqueeze(1))
         joined = torch.where(was_seen.unsqueeze(1), theirs, labels)
         self._labels[:-1] = joined.to(self._labels.device)
-        sums = torch.stack((*self._initial.cpu().double(), self._relabelled.cpu().double()))
-        loss, count, relabelled = ranks.total(sums)
+        in_conflict = (epoch[:, 3] > 0) & (labels[:, 0] != theirs[:, 0])
+        counts = torch.stack((self._relabelled.cpu(), in_conflict.sum()))
+        loss, count, relabelled, conflicts = ranks.total(
+            torch.cat((self._initial.cpu().double(), counts.double()))
+        )
         if not self._began:
             self._initial = torch.stack((loss, count)).to(self._initial)
         self._relabelled = relabelled.to(self._relabelled)
         self.classes = -int(ranks.least(torch.tensor(-self.classes, device="cpu")))
+        return int(conflicts)
 
     def end_epoch(self) -> int:
         """Close the running epoch.

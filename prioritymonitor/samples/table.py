@@ -86,18 +86,23 @@ class SampleTable:
         past = self._on_device[self.history.rows(visits.index)].to(momentary.dtype)
         return torch.where(past.isnan(), momentary, past)
 
-    def combine(self, ranks: Exchange) -> None:
-        """Make the running epoch that of all ranks, which then know the same."""
-        self.history.combine(ranks)
+    def combine(self, ranks: Exchange) -> int:
+        """Make the running epoch that of all ranks, which then know the same.
+
+        Returns:
+            How many visits showed another label than another rank's visit of the same sample.
+        """
+        in_conflict = self.history.combine(ranks)
         if self.first_visits.is_open or self.first_visits.why_none is not None:
             self.first_visits.combine(ranks)
         known = self._known.cpu()
         if not int(ranks.total((~known.isnan()).sum())):
-            return
+            return in_conflict
         own = seen_first(ranks, ~known.isnan())
         is_known = ranks.total(own.to(torch.int8)) > 0
         joined = ranks.total(known.nan_to_num(0.0) * own)
         self._known = torch.where(is_known, joined, torch.nan).to(self._known.device)
+        return in_conflict
 
     def end_epoch(self) -> EpochOfSamples:
         """Close an epoch; its votes are those that were there before."""

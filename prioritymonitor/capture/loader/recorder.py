@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,30 @@ from .data_loader import WatchedIterators, length_of
 from .handed_out import HandedOut, Traversal
 from .same_data import follow_data, forget_data
 from .waiting import WaitingBatches
+
+
+class Others(Protocol):
+    """Processes that train on parts of the same epochs."""
+
+    def epoch_begins(self, batches: int | None) -> None:
+        """Training on a traversal of so many batches begins here."""
+
+    def may_end_now(self) -> bool:
+        """Whether its end may be where its last batch was used.
+
+        If not, it is where training goes on with another traversal, or where it is said.
+        """
+
+
+class Nobody:
+    """Where a process is alone."""
+
+    def epoch_begins(self, batches: int | None) -> None:
+        """Nobody wants to know."""
+
+    def may_end_now(self) -> bool:
+        """Nobody has to come along."""
+        return True
 
 
 class LoaderRecorder:
@@ -51,6 +75,8 @@ class LoaderRecorder:
         self.traversal_ends = Hook(self._traversal_ends, guard)
         self.settle = Hook(self._settle, guard)
         self.waiting = WaitingBatches()
+        self.others: Others = Nobody()
+        """Who else has to end the epochs."""
         self._on_epoch_end = on_epoch_end
         self._size = length_of(loader.dataset, len) or 0
         self._traversal: Traversal | None = None
@@ -101,6 +127,8 @@ class LoaderRecorder:
             self.lose_identity("two loops over it train in turns, and epochs can't be told")
         if self._traversal is not None and batch.traversal is not self._traversal:
             self._end(self._traversal)
+        if not self.is_open or batch.traversal is not self._traversal:
+            self.others.epoch_begins(batch.traversal.batches)
         self.is_open, self._traversal = True, batch.traversal
 
     def end_epoch(self) -> None:
@@ -134,13 +162,19 @@ class LoaderRecorder:
         self.loader, self._iterators = None, None
         self.waiting, self._last_used, self._stepped_with = WaitingBatches(), None, None
 
-    def _settle(self) -> None:
+    def _settle(self, is_last: bool = False) -> None:
         """End the epoch now if an optimizer step followed its last batch.
 
         A trainer that counts batches never asks the loader for the one past the last, so the end
         of the traversal would go unnoticed until the next begins; and what runs ahead asks for it
         too early.
+
+        Args:
+            is_last: Whether there may be no next epoch, where one would end that is complete.
         """
+        traversal = self._traversal
+        if is_last and traversal is not None and traversal.is_complete and not traversal.is_over:
+            self._end(traversal)
         last = self._last_used
         if last is None or last is not self._stepped_with or not last.is_used_up:
             return
@@ -191,7 +225,10 @@ class LoaderRecorder:
 
     def _finish(self, traversal: Traversal) -> None:
         self.waiting.drop(traversal)
-        if traversal is self._traversal:
+        if traversal is not self._traversal or traversal.is_complete:
+            return
+        traversal.is_complete = True
+        if self.others.may_end_now():
             self._end(traversal)
 
     def _end(self, traversal: Traversal) -> None:
