@@ -266,7 +266,7 @@ class Ranks:
         return None
 
     def _late(self, rank: int) -> str:
-        return f"rank {rank} was late by more than {self._patience.total_seconds():.0f} s"
+        return f"rank {rank} was late by more than {self._patience.total_seconds():g} s"
 
     def _count(self, key: str) -> int:
         return int(self._store.add(key, 0))

@@ -166,11 +166,11 @@ class SampleHistory:
         epoch, labels = self._epoch[:-1].cpu(), self._labels[:-1].cpu()
         own = seen_first(ranks, epoch[:, 3] > 0)
         was_seen = ranks.total(own.to(torch.int8)) > 0
-        self._epoch[:-1] = ranks.total(epoch * own.unsqueeze(1)).to(self._epoch.device)
         theirs = ranks.total(labels * own.unsqueeze(1))
+        in_conflict = (epoch[:, 3] > 0) & (labels[:, 0] != theirs[:, 0])
+        self._epoch[:-1] = ranks.total(epoch * own.unsqueeze(1)).to(self._epoch.device)
         joined = torch.where(was_seen.unsqueeze(1), theirs, labels)
         self._labels[:-1] = joined.to(self._labels.device)
-        in_conflict = (epoch[:, 3] > 0) & (labels[:, 0] != theirs[:, 0])
         counts = torch.stack((self._relabelled.cpu(), in_conflict.sum()))
         loss, count, relabelled, conflicts = ranks.total(
             torch.cat((self._initial.cpu().double(), counts.double()))
