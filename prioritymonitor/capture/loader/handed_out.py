@@ -33,8 +33,6 @@ class Traversal:
         """True once one of its batches was trained on."""
         self.is_elsewhere = False
         """True if another loader over the same data was traversed."""
-        self.is_complete = False
-        """True once all of its batches were used."""
         self.is_over = False
         """True once the epoch that it made has ended."""
         self.gave_way = False

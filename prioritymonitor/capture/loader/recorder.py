@@ -80,6 +80,8 @@ class LoaderRecorder:
         self._on_epoch_end = on_epoch_end
         self._size = length_of(loader.dataset, len) or 0
         self._traversal: Traversal | None = None
+        self._complete: Traversal | None = None
+        """The one whose batches were all used."""
         self._last_used: HandedOut | None = None
         self._stepped_with: HandedOut | None = None
         self._iterators: WatchedIterators | None = None
@@ -172,9 +174,8 @@ class LoaderRecorder:
         Args:
             is_last: Whether there may be no next epoch, where one would end that is complete.
         """
-        traversal = self._traversal
-        if is_last and traversal is not None and traversal.is_complete and not traversal.is_over:
-            self._end(traversal)
+        if is_last and self._complete is not None and self._complete is self._traversal:
+            self._end(self._complete)
         last = self._last_used
         if last is None or last is not self._stepped_with or not last.is_used_up:
             return
@@ -225,9 +226,9 @@ class LoaderRecorder:
 
     def _finish(self, traversal: Traversal) -> None:
         self.waiting.drop(traversal)
-        if traversal is not self._traversal or traversal.is_complete:
+        if traversal is not self._traversal or traversal is self._complete:
             return
-        traversal.is_complete = True
+        self._complete = traversal
         if self.others.may_end_now():
             self._end(traversal)
 
