@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from .arguments import Settings
+from .data_parallel import DataParallel, NotJudged
 from .errors import ArgumentTypeError, ArgumentValueError, contained, described, is_from_signal
 from .records import Decision, EpochOfSamples, Record, StopReason
 from .samples.table import SampleTable
@@ -22,10 +23,6 @@ _MOST_RELABELLED = 0.01
 
 _MUCH_MEMORY = 2**30
 """Bytes of the table of samples from which on it is said what it takes."""
-
-
-class SamplesMixedUp(Exception):
-    """Samples are not those that they are taken for; nothing was concluded from them."""
 
 
 class Judge:
@@ -48,6 +45,8 @@ class Judge:
         say: Callable[[str], None],
     ) -> None:
         self.table = table
+        self.others = DataParallel(table, say)
+        """The other ranks of a data-parallel run."""
         self.keeper = keeper
         self._rule = rule
         self._say = say
@@ -103,17 +102,19 @@ class Judge:
             before: The advice so far; a stop stays.
 
         Raises:
-            SamplesMixedUp: Samples showed other labels than before.
+            NotJudged: Samples showed other labels than before, or ranks can't know the same.
         """
+        self.others.combine(record)
         table, past = self.table, self.table.history.past
         epoch = table.end_epoch()
         if epoch.relabelled > _MOST_RELABELLED * table.history.size:
             table.history.past = past
             if len(earlier) < 2:  # what was known of them before was never checked
                 table.forget()
-            raise SamplesMixedUp(
+            raise NotJudged(
+                StopReason.NO_IDENTITY,
                 f"{epoch.relabelled} of them showed another label than before; something between "
-                "train_loader and the model changes the order of batches or their labels"
+                "train_loader and the model changes the order of batches or their labels",
             )
         epoch = self._with_votes(epoch)
         record["samples_seen"] = epoch.samples_seen

@@ -62,6 +62,13 @@ class Loop:
         self._epochs = 0
         self._batch_size = 0.0
 
+    def why_no_identity(self) -> str | None:
+        """Why samples can't be told apart; None if they can, or if nobody ever could."""
+        recorder = self._recorder
+        if recorder is not None and recorder.not_followed is not None:
+            self._say(f"not all samples are followed: {recorder.not_followed}")
+        return recorder.no_identity if recorder is not None else None
+
     def observed(self, observation: Observation) -> None:
         """Some micro-batches were trained on.
 

@@ -1,22 +1,49 @@
 """Other ranks: the only module that talks to them.
 
-They meet in the store through which they found each other, not in a collective. A collective waits
-for ever for a rank that has no monitor, or takes the bytes of one of the user's own; it would need
-a tensor on the device that the backend knows, and reading it would wait for the device. The store
-is the host's business alone.
+They meet in the store through which the processes found each other: a collective of the user's
+group would wait for ever for a rank that has no monitor, or take the bytes of one of the user's
+own. Only those who came exchange data, over a group of their own on the host, and what they have
+exchanged counts only if all of them got it.
 """
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
-PATIENCE = timedelta(minutes=5)
-"""How long to wait for a rank that is late: one of them may validate alone."""
+from .errors import PriorityMonitorError, described
 
-_PRESENT, _LEFT = "present", "left"
+PATIENCE = timedelta(seconds=60)
+"""How long to wait for a rank that is late. In a data-parallel run none is late by more than a
+step, unless it has gone."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05
+"""Seconds from one look at the store to the next."""
+
+_CLOSED = "closed"
+"""What a rank says on leaving that closes its monitor."""
+
+_Result = TypeVar("_Result")
+
+
+class OutOfTouch(PriorityMonitorError):
+    """Ranks can't know the same any more.
+
+    Args:
+        message: Which of them is to blame.
+        is_untold: Whether the first rank can't know it.
+    """
+
+    def __init__(self, message: str, is_untold: bool = False) -> None:
+        super().__init__(message)
+        self.is_untold = is_untold
 
 
 def is_alone() -> bool:
@@ -24,63 +51,244 @@ def is_alone() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2
 
 
-class Presence:
-    """Tells, without a collective, which ranks have a monitor and which have one no more.
+def is_first() -> bool:
+    """Whether this process is the one of all ranks that writes and logs."""
+    return is_alone() or dist.get_rank() == 0
+
+
+class Ranks:
+    """The ranks that have a monitor, and measure together.
 
     Args:
         store: The store of the process group.
         rank: Number of this process, from 0.
         count: How many there are.
+        patience: How long to wait for one that is late.
     """
 
-    def __init__(self, store: Any, rank: int, count: int) -> None:
+    def __init__(
+        self, store: Any, rank: int, count: int, patience: timedelta | None = None
+    ) -> None:
+        self.rank = rank
+        self.members = [*range(count)]
+        """Those who came to the last meeting."""
         self._store = store
-        self._rank = rank
-        self._count = count
+        self._patience = patience if patience is not None else PATIENCE
         # The monitors that a process makes are numbered, and the n-th of each belong together.
-        number = store.add(f"prioritymonitor/monitors_of/{rank}", 1)
-        self._name = f"prioritymonitor/{number}/rank"
-        store.set(self._key(rank), _PRESENT)
+        self._number = store.add(_monitors_of(rank), 1)
+        self._name = f"prioritymonitor/{self._number}"
+        self._asked = self._epochs = 0
+        self._group: Any = None
+        self._group_members: list[int] = []
+        self._old_keys: list[str] = []
+        self._out_of_touch: OutOfTouch | None = None
 
     @classmethod
-    def of_process(cls) -> Presence | None:
-        """That of this process in its default group; None for a process alone."""
+    def of_process(cls) -> Ranks | None:
+        """Those of this process in its default group; None for a process alone."""
         if is_alone():
             return None
         # Not public, but there since torch 1.8, and what others who need the store take.
         store = dist.distributed_c10d._get_default_store()
         return cls(store, dist.get_rank(), dist.get_world_size())
 
-    def missing(self, patience: timedelta = PATIENCE) -> list[int]:
-        """Ranks that have left, or that did not come within the patience.
+    def together(self, name: str, exchange: Callable[[], _Result]) -> _Result:
+        """Exchange something with all who come; it holds for all of them, or for none.
 
         Args:
-            patience: How long to wait, once for all of them.
+            name: Of the occasion, the same on each rank, and another each time.
+            exchange: Calls `total` and `least`, in the same order on each rank.
 
         Raises:
-            RuntimeError: The store can't be reached.
+            OutOfTouch: This rank came late, or another one is missing whose monitor is in use; from
+                here on they can't know the same.
         """
-        keys = [self._key(rank) for rank in range(self._count)]
-        if not self._wait_for(keys, patience):
-            return [rank for rank, key in enumerate(keys) if not self._is(key, _PRESENT)]
-        return [rank for rank, key in enumerate(keys) if self._is(key, _LEFT)]
-
-    def leave(self) -> None:
-        """This rank has a monitor no more; the others learn it when they ask."""
+        if self._out_of_touch is not None:
+            raise self._out_of_touch
         try:
-            self._store.set(self._key(self._rank), _LEFT)
+            self._come_together(f"{self._name}/{name}/begin")
+            result = exchange()
+            self._meet(f"{self._name}/{name}/end", self.members)
+        except RuntimeError as error:  # the store is gone, or a rank in the middle of it
+            self._out_of_touch = OutOfTouch(f"another rank was lost ({described(error)})", True)
+            raise self._out_of_touch from error
+        except OutOfTouch as error:
+            self._out_of_touch = error
+            raise
+        return result
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, on the host."""
+        return self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def least(self, tensor: Tensor) -> Tensor:
+        """The least over the ranks, on the host."""
+        return self._reduced(tensor, dist.ReduceOp.MIN)
+
+    def first_rows(self, own: Tensor, most: int) -> Tensor:
+        """The first rows of all ranks, one rank's after the other's, on the host.
+
+        Each rank must ask as often as the others. Where one doesn't, no rank is given any.
+
+        Args:
+            own: `[rows, size]`, as many as this rank has.
+            most: So many rows at most.
+
+        Raises:
+            OutOfTouch: A rank doesn't ask.
+            PriorityMonitorError: Rows of ranks differ in size.
+            RuntimeError: The connection is lost.
+        """
+        self._asked += 1
+        self._come_together(f"{self._name}/rows/{self._asked}")
+        place = self.members.index(self.rank)
+        shapes = torch.zeros(len(self.members), 2, dtype=torch.int64, device="cpu")
+        shapes[place] = torch.tensor(own.shape)
+        counts, sizes = self.total(shapes).unbind(1)
+        if bool((sizes != sizes[0]).any()):
+            raise PriorityMonitorError(f"what ranks look at differs in size: {sizes.tolist()}")
+        rows = own.new_zeros(min(int(counts.sum()), most), own.shape[1], device="cpu")
+        begin = int(counts[:place].sum())
+        rows[begin : begin + len(own)] = own[: max(most - begin, 0)].cpu()
+        return self.total(rows)
+
+    def epoch_begins(self, batches: int | None) -> None:
+        """Tell the others how many batches this rank has in the epoch that begins."""
+        self._epochs += 1
+        keys = [f"{self._epoch_key}/{batches}", self._epoch_key]
+        for key in keys:
+            self._store.add(key, 1)
+        self._old_keys += keys
+
+    def have_as_many(self, batches: int | None) -> bool:
+        """Whether no rank is known to have another number of batches in this epoch.
+
+        Those that had fewer would come too early to a meeting at its end, and the others could not
+        come: they may need them in a collective of the user's.
+        """
+        begun = self._count(self._epoch_key)
+        return batches is not None and self._count(f"{self._epoch_key}/{batches}") >= begun
+
+    def leave(self, why: str | None) -> None:
+        """This rank measures no more, and nobody waits for it.
+
+        Args:
+            why: None if its monitor was closed.
+        """
+        try:
+            self._store.set(self._left(self.rank), _CLOSED if why is None else why)
+            self._store.add(f"{self._name}/left", 1)
         except RuntimeError:  # the run is over, and nobody asks
             return
+        finally:
+            self._group = None
 
-    def _key(self, rank: int) -> str:
-        return f"{self._name}/{rank}"
+    @property
+    def _epoch_key(self) -> str:
+        return f"{self._name}/begun/{self._epochs}"
 
-    def _is(self, key: str, state: str) -> bool:
-        return bool(self._store.check([key])) and self._store.get(key) == state.encode()
+    def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
+        own = tensor.detach().to("cpu", copy=True).contiguous()
+        if self._group is not None:
+            options = dist.AllreduceOptions()
+            options.reduceOp = operation
+            self._group.allreduce([own], options).wait()
+        return own
 
-    def _wait_for(self, keys: list[str], patience: timedelta) -> bool:
-        try:
-            self._store.wait(keys, patience)
-        except RuntimeError:  # DistStoreError where torch is new enough
+    def _come_together(self, name: str) -> None:
+        """Meet, and have a group of those who came, made by them alone."""
+        before, self.members = self.members, self._meet(name, self.members)
+        members = self.members
+        if members == before:
+            self._tidy(name, members)
+        if members == self._group_members:
+            return
+        self._group, self._group_members = None, members
+        if len(members) > 1:
+            group = "-".join(map(str, _runs(members)))
+            store = dist.distributed_c10d.PrefixStore(f"{self._name}/group/{group}", self._store)
+            place, count = members.index(self.rank), len(members)
+            self._group = dist.ProcessGroupGloo(store, place, count, timeout=self._patience)
+
+    def _tidy(self, name: str, members: list[int]) -> None:
+        """All have come here, so none will look again at the meetings before."""
+        kept = {*self._keys_of(name, members), self._epoch_key}
+        kept |= {key for key in self._old_keys if key.startswith(f"{self._epoch_key}/")}
+        for key in self._old_keys:
+            if key not in kept and members[0] == self.rank:
+                self._store.delete_key(key)
+        self._old_keys = [key for key in self._old_keys if key in kept]
+
+    def _meet(self, name: str, expected: list[int]) -> list[int]:
+        """Wait for the others, and agree on who came: the first to go on says it for all.
+
+        Raises:
+            OutOfTouch: They have gone on without this rank, or one is missing whose monitor is in
+                use: it would not stop with the others.
+        """
+        self._store.set(f"{name}/{self.rank}", "here")
+        self._store.add(f"{name}/count", 1)
+        until, pause = time.monotonic() + self._patience.total_seconds(), _FIRST_PAUSE
+        while self._is_incomplete(name, expected) and time.monotonic() < until:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        came = expected
+        if not self._store.check([f"{name}/{rank}" for rank in expected]):
+            came = [rank for rank in expected if self._store.check([f"{name}/{rank}"])]
+        said = json.dumps([came, self._why_missing(expected, came)])
+        came, why = json.loads(self._store.compare_set(f"{name}/came", "", said))
+        self._old_keys += self._keys_of(name, expected)
+        if self.rank not in came:
+            raise OutOfTouch(f"{self._late(self.rank)}, and the others have gone on", True)
+        if why is not None:
+            raise OutOfTouch(why, is_untold=0 not in came and came[0] == self.rank)
+        return [*came]
+
+    def _is_incomplete(self, name: str, expected: list[int]) -> bool:
+        if self._count(f"{name}/count") >= len(expected):
             return False
-        return True
+        if self._store.check([f"{name}/came"]):
+            return False  # someone has gone on already
+        if not self._count(f"{self._name}/left"):
+            return True
+        waited_for = [rank for rank in expected if not self._store.check([f"{name}/{rank}"])]
+        return any(not self._store.check([self._left(rank)]) for rank in waited_for)
+
+    def _why_missing(self, expected: list[int], came: list[int]) -> str | None:
+        """Of those missing, what is wrong with one of them; None if they may be missing."""
+        for rank in (rank for rank in expected if rank not in came):
+            if self._store.check([self._left(rank)]):
+                why = self._store.get(self._left(rank)).decode()
+                if why != _CLOSED:
+                    return f"on rank {rank} {why}"
+            elif self._count(_monitors_of(rank)) >= self._number:
+                return self._late(rank)
+        return None
+
+    def _late(self, rank: int) -> str:
+        return f"rank {rank} was late by more than {self._patience.total_seconds():g} s"
+
+    def _count(self, key: str) -> int:
+        return int(self._store.add(key, 0))
+
+    def _left(self, rank: int) -> str:
+        return f"{self._name}/left/{rank}"
+
+    @staticmethod
+    def _keys_of(meeting: str, expected: list[int]) -> list[str]:
+        return [f"{meeting}/{what}" for what in (*expected, "count", "came")]
+
+
+def _monitors_of(rank: int) -> str:
+    return f"prioritymonitor/monitors_of/{rank}"
+
+
+def _runs(members: list[int]) -> list[str]:
+    """Numbers written short: 0, 1, 2, 5 as 0+3, 5+1."""
+    runs: list[list[int]] = []
+    for member in members:
+        if runs and member == runs[-1][0] + runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([member, 1])
+    return [f"{first}+{count}" for first, count in runs]

@@ -251,6 +251,7 @@ class StopReason(Enum):
     NO_RULE = "measuring only, stop=None"
     NO_IDENTITY = "samples have no identity, so what was memorised cannot be seen"
     FAILED = "measuring is off after a failure"
+    OUT_OF_TOUCH = "other ranks can't be reached, or went on without this one"
     RULE_FAILED = "the rule passed as stop= failed"
 
 
@@ -265,8 +266,7 @@ class Decision:
         best_epoch: The epoch whose weights `restore_best()` gives, counted from 1; None before the
             first.
         message: The same in a sentence.
-        peak_epochs: Epochs whose weights are kept in case that one turns out to be the best one;
-            empty: `best_epoch` alone.
+        peak_epochs: Epochs that may turn out to be the best; empty: `best_epoch` alone.
     """
 
     stop: bool

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from . import in_use, ranks
 from .arguments import Settings
 from .attached import Attached
-from .capture.loader.recorder import LoaderRecorder
+from .data_parallel import NotJudged
 from .errors import contained, described, may_pass
-from .judge import Judge, SamplesMixedUp
+from .judge import Judge
 from .loop import Loop
 from .records import (
     NOTHING_YET,
@@ -59,10 +59,11 @@ class Run:
         self.decision = NOTHING_YET
         self.epoch = 0
         self.records: tuple[Record, ...] = ()
-        self.log = Log()
+        self.log = Log(ranks.is_first)
         log_dir = settings.log_dir
         self.folder = RunFolder(log_dir, self.log.once) if log_dir is not None else None
-        self.reports = Sinks(all_sinks(self.log, self.folder, settings.writer), self.log.once)
+        sinks = all_sinks(self.log, self.folder, settings.writer)
+        self.reports = Sinks(sinks, self.log.once, ranks.is_first)
         self.table = SampleTable(0, None)
         """What is known of the samples; empty where they never had an identity."""
         self.judge: Judge | None = None
@@ -92,15 +93,21 @@ class Run:
 
     def _attach(self, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
         settings = self.settings
-        if loader is not None:
-            self._follow_samples(model, self.attached.to_loader(loader, self._end_epoch))
+        recorder = None if loader is None else self.attached.to_loader(loader, self._end_epoch)
+        if recorder is not None and recorder.dataset_size is not None:
+            self.expected_steps = float(recorder.batches or self.expected_steps)
+            self.judge = Judge.of(model, recorder.dataset_size, settings, self.log.once)
+            self.table, recorder.others = self.judge.table, self.judge.others
         else:
-            message = "samples have no identity without train_loader: no suspects and no stop"
+            why = " without train_loader" if recorder is None else f", {recorder.no_identity}"
+            message = f"samples have no identity{why}: no suspects and no stop"
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
+            if recorder is not None:  # or it is said at the first step
+                self.log.once(message)
         self.grouping = Grouping(settings.noisy, self.table if self.judge else None)
         overhead = self.guard.stopwatch.share
         self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
-        self.loop = Loop(model, optimizer, self.attached.recorder, settings, self.log.once)
+        self.loop = Loop(model, optimizer, recorder, settings, self.log.once)
         held_out = self.attached.held_out(model, settings)
         self.validation = Validation(held_out, self.guard.stopwatch, self.reports, self.log)
         self.attached.to_training(
@@ -114,17 +121,6 @@ class Run:
             on_problem=self.log.once,
         )
 
-    def _follow_samples(self, model: nn.Module, recorder: LoaderRecorder) -> None:
-        size = recorder.dataset_size
-        if size is None:
-            message = f"samples have no identity, {recorder.no_identity}: no suspects and no stop"
-            self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
-            self.log.once(message)
-            return
-        self.expected_steps = float(recorder.batches or self.expected_steps)
-        self.judge = Judge.of(model, size, self.settings, self.log.once)
-        self.table = self.judge.table
-
     def close(self) -> None:
         """Leave model, optimizer and loader as found, and write what is left.
 
@@ -133,7 +129,9 @@ class Run:
         with self.guard.lock:
             if self.phase is Phase.CLOSED:
                 return
-            self.bring_up_to_date()
+            self.bring_up_to_date(is_last=True)
+            if self.judge is not None:
+                self.judge.others.leave(None)
             self.attached.detach()
             self.reports.close(self.table.suspect_columns)
             self.resumes_as, self.phase = self.phase, Phase.CLOSED
@@ -146,6 +144,8 @@ class Run:
         return self.judge is not None and self.phase is not Phase.IDENTITY_LOST
 
     def _observed(self, observation: Observation) -> None:
+        if self.judge is not None:
+            self.judge.others.begins_with(observation)
         self.loop.observed(observation)
         if observation.visits.targets is TargetKind.NUMBERS:
             self._forget_samples(StopReason.NO_CLASSES)
@@ -161,6 +161,8 @@ class Run:
             self.judge.step_made(self.expected_steps)
         self._check_identity()
         self.loop.step_made(step, self.attached.capture, self.expected_steps)
+        if not ranks.is_alone():
+            self._settle()  # all at the same step, whoever reads the advice
 
     def _begin(self, step: Step) -> None:
         """Say what the run is: by now it is known whether a state was loaded."""
@@ -176,29 +178,24 @@ class Run:
 
     def _check_identity(self) -> None:
         """Before anything is concluded from it."""
-        recorder = self.attached.recorder
-        if recorder is None:
-            return
-        if recorder.no_identity is not None:
-            self._forget_samples(StopReason.NO_IDENTITY, recorder.no_identity)
-        elif recorder.not_followed is not None:
-            self.log.once(f"not all samples are followed: {recorder.not_followed}")
+        why_none = self.loop.why_no_identity()
+        if why_none is not None:
+            self._forget_samples(StopReason.NO_IDENTITY, why_none)
 
     # Epochs
 
     def settle(self) -> None:
         """End an epoch whose last batch was used, where the caller is the one who trains.
 
-        Other threads close nothing, nor does one rank of several: they would not do it at the same
-        time.
+        Other threads close nothing, nor does one rank of several: the others may not ask.
         """
         if threading.get_ident() == self._training_thread and ranks.is_alone():
             with self.guard.lock:
                 self._settle()
 
-    def _settle(self) -> None:
+    def _settle(self, is_last: bool = False) -> None:
         if self.attached.recorder is not None and self.phase is not Phase.FAILED:
-            self.attached.recorder.settle()
+            self.attached.recorder.settle(is_last)
 
     def end_epoch(self) -> None:
         """End the epoch that is under way, if one is."""
@@ -240,27 +237,30 @@ class Run:
         if self.judge is not None and self.follows_samples:
             try:
                 return self.judge.end_epoch(record, self.records, self.decision)
-            except SamplesMixedUp as mixed_up:
-                self._forget_samples(StopReason.NO_IDENTITY, str(mixed_up))
+            except NotJudged as error:
+                self._forget_samples(error.reason, str(error), aloud=error.is_untold)
         now = self.decision.epoch if self.decision.stop else record["epoch"]
         return replace(self.decision, epoch=now)
 
     # What goes wrong
 
-    def _forget_samples(self, reason: StopReason, why: str | None = None) -> None:
+    def _forget_samples(self, reason: StopReason, why: str = "", aloud: bool = False) -> None:
         """Samples can't be told apart, or not any more."""
         if self.phase is Phase.IDENTITY_LOST:
             return
         self.loop.has_identity = False
         self.grouping.forget_samples()
-        message = reason.value if why is None else f"samples have no identity, {why}"
-        message += ": no suspects and no stop from here on"
+        if why and reason is StopReason.NO_IDENTITY:
+            why = f"samples have no identity, {why}"
+        message = f"{why or reason.value}: no suspects and no stop from here on"
         self._enter(Phase.IDENTITY_LOST, reason, message)
-        self.log.once(message)
+        self.log.once(message, aloud=aloud)
 
     def _enter(self, phase: Phase, reason: StopReason, message: str) -> None:
-        """Go over to another phase; a stop stays a stop."""
+        """Go over to another phase, in which nothing is judged; a stop stays a stop."""
         self.phase = phase
+        if self.judge is not None:
+            self.judge.others.leave(message)
         if not self.decision.stop:
             self.decision = Decision(False, reason, self.epoch, self.decision.best_epoch, message)
 
@@ -281,10 +281,10 @@ class Run:
 
     # Readings and state
 
-    def bring_up_to_date(self) -> None:
+    def bring_up_to_date(self, is_last: bool = False) -> None:
         """Take all into account that was trained on so far, and bring it to the disk."""
         with contained(self._failed):
-            self._settle()
+            self._settle(is_last)
             self.attached.capture.observe()
         self.steps.report()
         self.reports.flush()
@@ -293,7 +293,7 @@ class Run:
         """Put the kept weights into the model; the epoch they are from, or None without any."""
         with self.guard.lock:
             with contained(self._failed):
-                self._settle()
+                self._settle(is_last=True)
             epoch = self.judge.restore(self.decision) if self.judge is not None else None
         if epoch is None:
             self.log.once("restore_best() left the weights as they are: no epoch was closed")

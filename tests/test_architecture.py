@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "records", "tags", "type_names"},
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
-    {"arguments"},
+    {"arguments", "data_parallel"},
     {"attached", "in_use", "judge", "loop", "state", "steps", "validation"},
     {"run"},
     {"readings"},

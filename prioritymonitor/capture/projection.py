@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import NoneType
 from typing import Any
 
@@ -31,9 +32,16 @@ class Projection:
     To the directions in which the first rows differ most, and where they span fewer, to random ones
     besides: so distances are nearly kept. Rows of 64 numbers or fewer are kept as they are. Those
     of another length than the first are NaN.
+
+    Args:
+        rows_of_all: Gives the first rows of all ranks, so many at most, from those of this one:
+            distances mean something only where all take the same directions.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, rows_of_all: Callable[[Tensor, int], Tensor] = lambda own, most: own[:most]
+    ) -> None:
+        self._rows_of_all = rows_of_all
         self._size: int | None = None
         self._centre: Tensor | None = None
         self._matrix: Tensor | None = None
@@ -51,7 +59,8 @@ class Projection:
         with torch.autocast(rows.device.type, enabled=False):
             projected = self._projected(rows)
         if self._centre is None:
-            self._centre = projected.nan_to_num(0.0, 0.0, 0.0).mean(0)
+            own = projected.nan_to_num(0.0, 0.0, 0.0).mean(0, keepdim=True)
+            self._centre = self._rows_of_all(own, _FIRST_ROWS).mean(0)
         return projected - self._centre.to(projected.device)
 
     def _projected(self, rows: Tensor) -> Tensor:
@@ -63,7 +72,8 @@ class Projection:
             rows = nn.functional.pad(rows * _signs(size, rows.device), (0, -size % _MOST_PROJECTED))
             rows = rows.view(len(rows), -1, _MOST_PROJECTED).sum(1)
         if self._matrix is None:
-            self._matrix = _directions(rows[:_FIRST_ROWS])
+            first = self._rows_of_all(rows, _FIRST_ROWS)
+            self._matrix = _directions(first.to(rows.device))
         self._matrix = self._matrix.to(rows.device)
         return rows @ self._matrix
 

@@ -26,6 +26,9 @@ _NO_DATA = (
 class FirstVisits(Protocol):
     """Wants to know what samples look like before they are learnt."""
 
+    rows_of_all: Callable[[Tensor, int], Tensor]
+    """Gives the rows of all ranks, from those of this one."""
+
     when_closed: Callable[[], None]
     """Called when it wants no more."""
 
@@ -60,11 +63,15 @@ class Representations:
         """Of the parts that are called one after the other; None for a single one."""
         self._links = Links()
         self._initial = InitialWeights(model)
-        self._inputs, self._features = Projection(), Projection()
+        rows_of_all = self._rows_of_all
+        self._inputs, self._features = Projection(rows_of_all), Projection(rows_of_all)
         self._latest: tuple[HandedOut, Tensor] | None = None
         """Of a whole batch: an attack, or a closure, goes through the model with it many times."""
         if visits is not None:
             visits.when_closed = self.forget
+
+    def _rows_of_all(self, own: Tensor, most: int) -> Tensor:
+        return self._visits.rows_of_all(own, most) if self._visits is not None else own[:most]
 
     def follow(self, module: nn.Module, chain: Chain | None) -> None:
         """A part of the model is called in its place.

@@ -19,11 +19,15 @@ class Log(Sink):
     """Writes to the logger `prioritymonitor`; its levels and handlers are the user's business.
 
     A handler that raises does not reach the training loop: what it was to write goes to stderr.
+
+    Args:
+        speaks: Whether this process is the one, of several ranks, that writes.
     """
 
     name = "the log"
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: Callable[[], bool] = lambda: True) -> None:
+        self._speaks = speaks
         self._said: set[str] = set()
 
     def epoch(self, record: Mapping[str, Any], samples: Callable[[], Columns]) -> None:
@@ -46,10 +50,15 @@ class Log(Sink):
         """The advice to stop. A warning, so that a script without logging set up shows it too."""
         _write(logging.WARNING, f"stop after epoch {decision.epoch}: {decision.message}")
 
-    def once(self, *messages: str) -> None:
-        """Problems, each said the first time only."""
+    def once(self, *messages: str, aloud: bool = False) -> None:
+        """Problems, each said the first time only.
+
+        Args:
+            messages: The problems.
+            aloud: Whether they are said by any rank, as the first can't know them.
+        """
         for message in messages:
-            if message not in self._said:
+            if message not in self._said and (aloud or self._speaks()):
                 self._said.add(message)
                 _write(logging.WARNING, message)
 

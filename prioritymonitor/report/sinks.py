@@ -38,15 +38,24 @@ class Sinks:
     Args:
         sinks: The sinks.
         say: Says a problem to the user, the first time only.
+        speaks: Whether this process is the one, of several ranks, that reports.
     """
 
-    def __init__(self, sinks: Sequence[Sink], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        say: Callable[[str], None],
+        speaks: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._sinks = list(sinks)
+        self._speaks = speaks
         self._say = say
         self._is_last = False
 
     def begin(self, run: RunInfo) -> None:
         """The first step is about to be reported."""
+        if not self._speaks():
+            self._sinks.clear()
         self._tell(lambda sink: sink.begin(run))
 
     def step(self, values: Mapping[str, float], step: int, time: float) -> None:

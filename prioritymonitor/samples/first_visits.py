@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import exactly
 from ..records import MOST_VOTES, REPRESENTATION, TargetKind, Visits
-from .history import SampleHistory, like
+from .history import Exchange, SampleHistory, like, seen_first
 from .neighbours import best_votes
 
 MOST_CANDIDATES = 20_000
@@ -41,6 +41,8 @@ class FirstVisits:
         """What its neighbours say of each sample, int32 `[n]`, −1 where nothing; None so far."""
         self.why_none: str | None = None
         """Why there are no votes; None if there are, or may still be."""
+        self.rows_of_all: Callable[[Tensor, int], Tensor] = _first
+        """Gives the first rows of all ranks, so many at most, from those of this one."""
         self.when_closed: Callable[[], None] = _nothing
         """Called when no more is to be gathered."""
         self._history = history
@@ -93,6 +95,23 @@ class FirstVisits:
         self._values[slot] = (shown / scale[:, :, None]).nan_to_num(0.0).round().to(torch.int8)
         self._scales[slot] = scale
         self._scales[-1] = torch.nan  # what must not count was written there
+
+    def combine(self, ranks: Exchange) -> None:
+        """Take what other ranks have seen."""
+        reasons = ranks.total(torch.tensor(int(not self.is_open), device="cpu"))
+        if int(reasons):
+            self.give_up("another rank can't tell what samples look like")
+            return
+        if self._values is None or self._scales is None:
+            self._values, self._scales = self._empty()
+        values, scales = self._values.cpu(), self._scales.cpu()
+        own = seen_first(ranks, ~scales.isnan().all(1))
+        is_known = ranks.total(own.to(torch.int8)) > 0
+        joined = ranks.total(torch.where(own[:, None], scales.nan_to_num(0.0), 0.0))
+        # A scale of zero is one that is not known.
+        joined = torch.where(is_known[:, None] & (joined > 0), joined, torch.nan)
+        self._values = ranks.total(values * own[:, None, None]).to(self._values.device)
+        self._scales = joined.to(self._scales.device)
 
     def end_epoch(self, given_label: Tensor) -> None:
         """Let the neighbours vote, if enough of them were seen by now.
@@ -194,6 +213,10 @@ def _drawn(count: int, most: int) -> Tensor:
         return torch.arange(count, device="cpu")
     generator = torch.Generator("cpu").manual_seed(_SEED)
     return torch.randperm(count, generator=generator, device="cpu")[:most].sort().values
+
+
+def _first(own: Tensor, most: int) -> Tensor:
+    return own[:most]
 
 
 def _nothing() -> None:

@@ -7,7 +7,7 @@ end of the epoch one row moves to the host. A sample takes a few numbers, howeve
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -59,6 +59,28 @@ class Past:
         return int((self.visits > 0).sum())
 
 
+class Exchange(Protocol):
+    """What ranks that measure together can do."""
+
+    rank: int
+    """Number of this one."""
+    members: list[int]
+    """Numbers of all of them."""
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, on the host."""
+
+    def least(self, tensor: Tensor) -> Tensor:
+        """The least over the ranks, on the host."""
+
+
+def seen_first(ranks: Exchange, was_seen: Tensor) -> Tensor:
+    """Of what this rank has seen, what no rank of a lower number has, bool of the same shape."""
+    nobody = max(ranks.members) + 1
+    number = torch.where(was_seen, ranks.rank, nobody).to(torch.int32)
+    return was_seen & (ranks.least(number) == ranks.rank)
+
+
 class SampleHistory:
     """Losses, margins, errors and labels of each sample that is followed.
 
@@ -83,6 +105,7 @@ class SampleHistory:
         nothing, unknown = _full(self.size, 0.0), _full(self.size, torch.nan)
         no_label = _full(self.size, -1, torch.int32)
         self.past = Past(unknown, unknown, nothing, nothing, nothing, *[no_label] * 3)
+        self._first_samples = _FIRST_SAMPLES
         self._initial = _full(2, 0.0)
         """Sum of the first losses, and how many they are."""
         self._began = False
@@ -109,7 +132,7 @@ class SampleHistory:
         self._to(visits.index.device)
         self.classes = visits.classes
         if not self._began:
-            left = _FIRST_SAMPLES - self._initial[1]
+            left = self._first_samples - self._initial[1]
             first = visits.counted & (visits.counted.cumsum(0) <= left)
             total = torch.where(first, visits.sample_loss, 0.0).sum().to(self._initial.dtype)
             self._initial += torch.stack((total, first.sum().to(total.dtype)))
@@ -122,6 +145,41 @@ class SampleHistory:
         self._relabelled += changed.sum()
         predicted = torch.where(visits.margin > 0, visits.given_label, visits.rival)
         self._labels[row] = torch.stack((visits.given_label, visits.rival, predicted), 1).int()
+
+    def share_first_samples(self, batch: int, ranks: Exchange) -> None:
+        """Of the samples that tell the initial loss, take the part of this rank.
+
+        They are the first ones of the joined batches, to which each rank gives `batch` samples.
+        """
+        count, place = len(ranks.members), ranks.members.index(ranks.rank)
+        steps, left = divmod(_FIRST_SAMPLES, count * batch)
+        self._first_samples = steps * batch + min(max(left - place * batch, 0), batch)
+
+    def combine(self, ranks: Exchange) -> int:
+        """Make the running epoch that of all ranks.
+
+        A sample that several of them have seen, as padding makes them, counts as the first saw it.
+
+        Returns:
+            How many visits of such samples showed another label than the first of them.
+        """
+        epoch, labels = self._epoch[:-1].cpu(), self._labels[:-1].cpu()
+        own = seen_first(ranks, epoch[:, 3] > 0)
+        was_seen = ranks.total(own.to(torch.int8)) > 0
+        theirs = ranks.total(labels * own.unsqueeze(1))
+        in_conflict = (epoch[:, 3] > 0) & (labels[:, 0] != theirs[:, 0])
+        self._epoch[:-1] = ranks.total(epoch * own.unsqueeze(1)).to(self._epoch.device)
+        joined = torch.where(was_seen.unsqueeze(1), theirs, labels)
+        self._labels[:-1] = joined.to(self._labels.device)
+        counts = torch.stack((self._relabelled.cpu(), in_conflict.sum()))
+        loss, count, relabelled, conflicts = ranks.total(
+            torch.cat((self._initial.cpu().double(), counts.double()))
+        )
+        if not self._began:
+            self._initial = torch.stack((loss, count)).to(self._initial)
+        self._relabelled = relabelled.to(self._relabelled)
+        self.classes = -int(ranks.least(torch.tensor(-self.classes, device="cpu")))
+        return int(conflicts)
 
     def end_epoch(self) -> int:
         """Close the running epoch.

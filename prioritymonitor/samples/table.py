@@ -14,7 +14,7 @@ from torch import Tensor
 from ..records import Columns, EpochOfSamples, Suspect, Visits
 from .first_visits import FirstVisits
 from .going_on import why_not_go_on
-from .history import SampleHistory, like
+from .history import Exchange, SampleHistory, like, seen_first
 from .noisiness import chance_at_first_visit, is_plausible, noisy_part, wrong_label_chance
 
 
@@ -85,6 +85,24 @@ class SampleTable:
             self._on_device = torch.cat((past, unknown)).to(visits.index.device)
         past = self._on_device[self.history.rows(visits.index)].to(momentary.dtype)
         return torch.where(past.isnan(), momentary, past)
+
+    def combine(self, ranks: Exchange) -> int:
+        """Make the running epoch that of all ranks, which then know the same.
+
+        Returns:
+            How many visits showed another label than another rank's visit of the same sample.
+        """
+        in_conflict = self.history.combine(ranks)
+        if self.first_visits.is_open or self.first_visits.why_none is not None:
+            self.first_visits.combine(ranks)
+        known = self._known.cpu()
+        if not int(ranks.total((~known.isnan()).sum())):
+            return in_conflict
+        own = seen_first(ranks, ~known.isnan())
+        is_known = ranks.total(own.to(torch.int8)) > 0
+        joined = ranks.total(known.nan_to_num(0.0) * own)
+        self._known = torch.where(is_known, joined, torch.nan).to(self._known.device)
+        return in_conflict
 
     def end_epoch(self) -> EpochOfSamples:
         """Close an epoch; its votes are those that were there before."""

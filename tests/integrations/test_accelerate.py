@@ -171,17 +171,18 @@ WORKER = """
         samples = training.monitor.samples()
         seen = samples["visits"] > 0
         is_own = (samples["given_label"][seen] == given[:765][seen]).all()
-        is_half = 365 <= samples["visits"].sum() / 2 <= 400
-        epochs = len(training.monitor.history())
+        visits = samples["visits"][:765]  # the last batch is filled up with some of the first
+        is_whole = (visits >= 2).all() and visits.sum() <= 2 * 800
+        told = [(one["priority"], one["reason"]) for one in training.monitor.history()]
         # In one piece: the other rank writes to the same pipe.
-        print(f"{epochs} epochs {is_own} {is_half}" + chr(10), end="", flush=True)
+        print(f"rank {configuration} {is_own} {is_whole} {told}" + chr(10), end="", flush=True)
         training.monitor.close()
     training.accelerator.end_training()
 """
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
-def test_each_of_two_processes_knows_the_samples_of_its_own_shard(tmp_path):
+def test_two_processes_know_the_samples_of_both_and_decide_the_same(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -193,4 +194,9 @@ def test_each_of_two_processes_knows_the_samples_of_its_own_shard(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 epochs True True") == 6, done.stdout
+    said = [line for line in done.stdout.splitlines() if line.startswith("rank")]
+    assert len(said) == 6
+    assert len(set(said)) == 3  # each of them by both ranks
+    for line in said:
+        assert "} True True [" in line
+        assert line.count("CLEAN_DOMINATES") + line.count("TOO_EARLY") == 2

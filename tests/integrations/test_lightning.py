@@ -679,6 +679,9 @@ class Module(L.LightningModule):
         visits = monitor.samples()["visits"].sum()
         said = self.global_rank, self.trainer.current_epoch, monitor.should_stop, visits
         print(" ".join(map(str, ("rank", *said))) + "\\n", end="", flush=True)
+        told = [monitor.noise_rate, monitor.best_epoch, monitor.decision.message]
+        told += [one["priority"] for one in monitor.history()]
+        print(f"told {told}\\n", end="", flush=True)
 
 def rank_1_stops_after_two(history):
     epochs, rank = len(history), torch.distributed.get_rank()
@@ -686,19 +689,19 @@ def rank_1_stops_after_two(history):
     return Decision(stop, StopReason.NOISY_DOMINATES, epochs, 1, "of two ranks")
 
 torch.set_num_threads(1)
-callback = GradientMonitorCallback(stop=rank_1_stops_after_two)
+callback = GradientMonitorCallback(OPTIONS)
 loader = torch.utils.data.DataLoader(same.pairs(), same.BATCH // 2, shuffle=True)
 trainer = L.Trainer(
-    max_epochs=5, callbacks=callback, logger=False, accelerator="cpu", devices=2,
+    max_epochs=same.MOST_EPOCHS, callbacks=callback, logger=False, accelerator="cpu", devices=2,
     strategy="ddp_fork", enable_checkpointing=False, enable_progress_bar=False,
 )
 trainer.fit(Module(), loader)
 """
 
 
-def test_where_one_rank_says_stop_all_end_at_that_epoch(tmp_path):
+def on_two_ranks(tmp_path, options):
     script = tmp_path / "train.py"
-    script.write_text(TWO_RANKS)
+    script.write_text(TWO_RANKS.replace("OPTIONS", options))
     ran = subprocess.run(
         [sys.executable, script],
         capture_output=True,
@@ -707,7 +710,22 @@ def test_where_one_rank_says_stop_all_end_at_that_epoch(tmp_path):
         timeout=300,
     )
     assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+def test_two_ranks_end_at_the_same_epoch_and_know_the_same(tmp_path):
+    ran = on_two_ranks(tmp_path, "")
+    said = [line.split(" ", 2)[2] for line in ran.stdout.splitlines() if line.startswith("rank")]
+    told = [line for line in ran.stdout.splitlines() if line.startswith("told")]
+    assert len(said) == len(told) == 2
+    assert len({*said}) == len({*told}) == 1
+    assert " True " in said[0]
+    assert ran.stderr.count("stop after epoch") == 1
+
+
+def test_where_one_rank_says_stop_all_end_at_that_epoch(tmp_path):
+    ran = on_two_ranks(tmp_path, "stop=rank_1_stops_after_two")
     said = sorted(line for line in ran.stdout.splitlines() if line.startswith("rank"))
-    # Each has seen its half of the samples in either epoch.
-    assert said == [f"rank 0 2 False {same.SAMPLES}", f"rank 1 2 True {same.SAMPLES}"]
+    # Each knows of both halves of the samples, in either epoch.
+    assert said == [f"rank 0 2 False {2 * same.SAMPLES}", f"rank 1 2 True {2 * same.SAMPLES}"]
     assert "prioritymonitor/" not in ran.stderr  # nor has Lightning anything to say

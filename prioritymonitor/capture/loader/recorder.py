@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,30 @@ from .handed_out import HandedOut, Traversal
 from .order_check import OrderCheck
 from .same_data import follow_data, forget_data
 from .waiting import WaitingBatches
+
+
+class Others(Protocol):
+    """Processes that train on parts of the same epochs."""
+
+    def epoch_begins(self, batches: int | None) -> None:
+        """Training on a traversal of so many batches begins here."""
+
+    def may_end_now(self) -> bool:
+        """Whether its end may be where its last batch was used.
+
+        If not, it is where training goes on with another traversal, or where it is said.
+        """
+
+
+class Nobody:
+    """Where a process is alone."""
+
+    def epoch_begins(self, batches: int | None) -> None:
+        """Nobody wants to know."""
+
+    def may_end_now(self) -> bool:
+        """Nobody has to come along."""
+        return True
 
 
 class LoaderRecorder:
@@ -53,9 +77,13 @@ class LoaderRecorder:
         self.settle = Hook(self._settle, guard)
         self.waiting = WaitingBatches()
         self._order = OrderCheck(loader.dataset)
+        self.others: Others = Nobody()
+        """Who else has to end the epochs."""
         self._on_epoch_end = on_epoch_end
         self._size = length_of(loader.dataset, len) or 0
         self._traversal: Traversal | None = None
+        self._complete: Traversal | None = None
+        """The one whose batches were all used."""
         self._last_used: HandedOut | None = None
         self._stepped_with: HandedOut | None = None
         self._iterators: WatchedIterators | None = None
@@ -103,6 +131,8 @@ class LoaderRecorder:
             self.lose_identity("two loops over it train in turns, and epochs can't be told")
         if self._traversal is not None and batch.traversal is not self._traversal:
             self._end(self._traversal)
+        if not self.is_open or batch.traversal is not self._traversal:
+            self.others.epoch_begins(batch.traversal.batches)
         self.is_open, self._traversal = True, batch.traversal
 
     def end_epoch(self) -> None:
@@ -136,13 +166,18 @@ class LoaderRecorder:
         self.loader, self._iterators = None, None
         self.waiting, self._last_used, self._stepped_with = WaitingBatches(), None, None
 
-    def _settle(self) -> None:
+    def _settle(self, is_last: bool = False) -> None:
         """End the epoch now if an optimizer step followed its last batch.
 
         A trainer that counts batches never asks the loader for the one past the last, so the end
         of the traversal would go unnoticed until the next begins; and what runs ahead asks for it
         too early.
+
+        Args:
+            is_last: Whether there may be no next epoch, where one would end that is complete.
         """
+        if is_last and self._complete is not None and self._complete is self._traversal:
+            self._end(self._complete)
         last = self._last_used
         if last is None or last is not self._stepped_with or not last.is_used_up:
             return
@@ -191,7 +226,10 @@ class LoaderRecorder:
 
     def _finish(self, traversal: Traversal) -> None:
         self.waiting.drop(traversal)
-        if traversal is self._traversal:
+        if traversal is not self._traversal or traversal is self._complete:
+            return
+        self._complete = traversal
+        if self.others.may_end_now():
             self._end(traversal)
 
     def _end(self, traversal: Traversal) -> None:

@@ -1,0 +1,157 @@
+"""What the ranks of a data-parallel run do together: they end epochs, and know the same of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .errors import contained, described
+from .ranks import OutOfTouch, Ranks, is_alone
+from .records import Observation, Record, StopReason
+from .samples.table import SampleTable
+
+_MOST_IN_CONFLICT = 0.01
+"""Share of samples that ranks may show with different labels, until they are doubted to be the
+same samples."""
+
+
+class NotJudged(Exception):
+    """Why nothing was concluded from an epoch, nor will be from the next ones.
+
+    Args:
+        reason: As a fixed set of values.
+        message: The same in words.
+        is_untold: Whether this rank must say it, though it may not be the first.
+    """
+
+    def __init__(self, reason: StopReason, message: str, is_untold: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.is_untold = is_untold
+
+
+class DataParallel:
+    """Has all ranks know of an epoch what one process would that trained on all of their batches.
+
+    Nothing happens where this process is alone.
+
+    Args:
+        table: What is known of each sample.
+        say: Tells the user about a problem.
+    """
+
+    def __init__(self, table: SampleTable, say: Callable[[str], None]) -> None:
+        self._table = table
+        self._say = say
+        self._batches: int | None = None
+        self._has_left = False
+        table.first_visits.rows_of_all = self._rows_of_all
+        if not is_alone():
+            # The others know from now on that this rank has a monitor.
+            with contained(lambda error: say(f"other ranks can't be reached: {described(error)}")):
+                assert self._ranks is not None
+
+    @functools.cached_property
+    def _ranks(self) -> Ranks | None:
+        """The process group may be made after the monitor; when training has begun, it is known."""
+        return Ranks.of_process()
+
+    @property
+    def _others(self) -> Ranks | None:
+        return None if self._has_left else self._ranks
+
+    def epoch_begins(self, batches: int | None) -> None:
+        """Training on a traversal of so many batches begins."""
+        if self._others is not None:
+            self._batches = batches
+            self._others.epoch_begins(batches)
+
+    def may_end_now(self) -> bool:
+        """Whether ranks come to the end of an epoch at the same time, with their last batches."""
+        return self._others is None or self._others.have_as_many(self._batches)
+
+    def begins_with(self, observation: Observation) -> None:
+        """Samples are trained on, in batches as large as these."""
+        if self._others is not None:
+            batch = len(observation.visits.counted) // len(observation.health.finite)
+            self._table.history.share_first_samples(batch, self._others)
+
+    def combine(self, record: Record) -> None:
+        """Have all ranks know the same of the epoch that ends.
+
+        Args:
+            record: Of the epoch; what was tried on held-out samples becomes that of all ranks.
+
+        Raises:
+            NotJudged: Ranks can't know the same, or have other data than each other.
+        """
+        ranks = self._others
+        if ranks is None:
+            return
+        before = ranks.members
+        try:
+            name = f"epoch {record['epoch']}"
+            why_not = ranks.together(name, lambda: self._exchanged(ranks, record))
+        except OutOfTouch as error:
+            raise NotJudged(StopReason.OUT_OF_TOUCH, str(error), error.is_untold) from error
+        if why_not is not None:
+            raise NotJudged(StopReason.NO_IDENTITY, why_not)
+        self._tell_of({*before} - {*ranks.members})
+
+    def _exchanged(self, ranks: Ranks, record: Record) -> str | None:
+        """Why it can't be put together; None if it was."""
+        size = self._table.history.dataset_size
+        least, most = ranks.least(torch.tensor([size, -size], device="cpu")).tolist()
+        if least != -most:
+            return f"data sets of ranks differ: they have from {least} to {-most} samples"
+        in_conflict = self._table.combine(ranks)
+        if in_conflict > _MOST_IN_CONFLICT * self._table.history.size:
+            return (
+                f"ranks show different labels for {in_conflict} of them: let every rank have the "
+                "whole data set, and a DistributedSampler its part of it"
+            )
+        record |= _validation_of_all(ranks, record)
+        return None
+
+    def _tell_of(self, gone: set[int]) -> None:
+        for rank in sorted(gone):
+            self._say(
+                f"rank {rank} has no monitor, or has closed it: labels and the stop are judged "
+                "without its samples from here on"
+            )
+
+    def _rows_of_all(self, own: Tensor, most: int) -> Tensor:
+        ranks = self._others
+        if ranks is None:
+            return own[:most]
+        before = ranks.members
+        rows = ranks.first_rows(own, most).to(own.device)
+        self._tell_of({*before} - {*ranks.members})
+        return rows
+
+    def leave(self, why: str | None) -> None:
+        """Nothing is judged any more: other ranks need not wait for this one.
+
+        Args:
+            why: None if the monitor was closed.
+        """
+        if not self._has_left and "_ranks" in vars(self) and self._ranks is not None:
+            self._ranks.leave(why)
+        self._has_left = True
+
+
+def _validation_of_all(ranks: Ranks, record: Record) -> Record:
+    """What the ranks found on their held-out samples, each counted as it has samples.
+
+    Where all have found the very same, they have the same samples.
+    """
+    share, count = record["validation"] or 0.0, record["validation_samples"] or 0
+    own = torch.tensor([share, count], dtype=torch.float64, device="cpu")
+    least, minus_most = ranks.least(torch.stack((own, -own)))
+    right, samples = ranks.total(torch.stack((own.prod(), own[1]))).tolist()
+    if torch.equal(least, -minus_most):
+        return {}
+    return {"validation": right / samples, "validation_samples": int(samples)}

@@ -1,0 +1,146 @@
+"""A training on wrong labels that one process or several can run on the same joined batches."""
+
+import contextlib
+import logging
+import os
+import time
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from prioritymonitor import GradientMonitor
+
+SAMPLES, BATCH, CLASSES = 600, 40, 4
+RANK, RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def data(samples=SAMPLES, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(samples, 8, generator=generator).double()
+    true = inputs[:, :CLASSES].argmax(1)
+    wrong = torch.randint(0, CLASSES, (samples,), generator=generator)
+    is_drawn = torch.rand(samples, generator=generator) < 0.4
+    return TensorDataset(inputs, torch.where(is_drawn, wrong, true))
+
+
+class JoinedBatches(Sampler):
+    """The same batches in the same order, however many ranks take a part of each."""
+
+    def __init__(self):
+        self._epoch = 0
+
+    def __len__(self):
+        return SAMPLES // BATCH
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self._epoch)
+        self._epoch += 1
+        own = BATCH // RANKS
+        for batch in torch.randperm(SAMPLES, generator=generator).view(-1, BATCH):
+            yield batch[RANK * own : (RANK + 1) * own].tolist()
+
+
+def joined():
+    return DataLoader(data(), batch_sampler=JoinedBatches())
+
+
+class Said(logging.Handler):
+    """What the monitor has said on this rank, but for the epochs' own lines."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+    def __enter__(self):
+        logging.getLogger("prioritymonitor").addHandler(self)
+        return self.lines
+
+    def __exit__(self, *exception):
+        logging.getLogger("prioritymonitor").removeHandler(self)
+
+
+def collectives():
+    """How many the process's own group has seen."""
+    return dist.group.WORLD._get_sequence_number_for_group() if dist.is_initialized() else 0
+
+
+def train(
+    loader=None,
+    epochs=3,
+    *,
+    is_watched=True,
+    accumulate=1,
+    uses_join=False,
+    reads=True,
+    before_step=lambda monitor, epoch, number: None,
+    relabelled=lambda labels, epoch: labels,
+    **options,
+):
+    """Train, and give everything that ranks may be asked for.
+
+    Args:
+        loader: The train loader; None: that of the joined batches.
+        epochs: How many at most.
+        is_watched: Whether this rank has a monitor.
+        accumulate: Micro-batches of a step.
+        uses_join: Whether ranks have different numbers of batches.
+        reads: Whether `should_stop` is read.
+        before_step: Called between the backward pass and the step.
+        relabelled: What the loop makes of the labels.
+        options: For the monitor.
+    """
+    loader = joined() if loader is None else loader
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, CLASSES)).double()
+    net = nn.parallel.DistributedDataParallel(model) if RANKS > 1 else model
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with Said() as said:
+        first, began = collectives(), time.monotonic()
+        monitor = GradientMonitor(net, optimizer, loader, **options) if is_watched else None
+        stopped = []
+        for epoch in range(1, epochs + 1):
+            if hasattr(loader.sampler, "set_epoch"):
+                loader.sampler.set_epoch(epoch)
+            with net.join() if uses_join else contextlib.nullcontext():
+                for number, (x, y) in enumerate(loader, start=1):
+                    y, is_step = relabelled(y, epoch), number % accumulate == 0
+                    with contextlib.nullcontext() if is_step or RANKS < 2 else net.no_sync():
+                        (F.cross_entropy(net(x), y) / accumulate).backward()
+                    if is_step:
+                        before_step(monitor, epoch, number)
+                        optimizer.step()
+                        optimizer.zero_grad()
+            stopped.append(bool(monitor) and reads and monitor.should_stop)
+            if epochs > 10 and stopped[-1]:
+                break
+        result = {
+            "weights": [p.detach().clone() for p in model.parameters()],
+            "random": torch.get_rng_state(),
+            "collectives": collectives() - first,
+            "seconds": time.monotonic() - began,
+        }
+        if monitor is not None:
+            result["restored"] = monitor.restore_best()
+            decision = monitor.decision
+            result |= {
+                "kept": [p.detach().clone() for p in model.parameters()],
+                "decision": [decision.stop, decision.reason.name, decision.epoch],
+                "message": decision.message,
+                "best": decision.best_epoch,
+                "noise_rate": monitor.noise_rate,
+                "suspects": [tuple(one) for one in monitor.suspects()],
+                "history": [
+                    {k: v for k, v in one.items() if k != "time"} for one in monitor.history()
+                ],
+                "visits": torch.tensor(monitor.samples()["visits"]),
+                "stopped": stopped,
+                "log_dir": str(monitor.log_dir),
+            }
+            monitor.close()
+    return result | {"said": list(said)}
