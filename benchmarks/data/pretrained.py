@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -81,6 +82,25 @@ def minilm_tokens(texts: list[str], longest: int) -> Tensor:
         texts, truncation=True, max_length=longest, padding="max_length", return_tensors="pt"
     )
     return encoded["input_ids"]
+
+
+def save_small_minilm(folder: Path, layers: int, texts: list[str]) -> None:
+    """Write a model folder of transformers: MiniLM-L6 cut to its lowest layers, and its tokenizer.
+
+    Args:
+        folder: Where to.
+        layers: How many of the six are kept.
+        texts: What it is for: tokens that are not in them are left out.
+    """
+    model, tokenizer = _minilm("AutoModel", num_hidden_layers=layers), _minilm("AutoTokenizer")
+    in_texts = {token for text in tokenizer(texts)["input_ids"] for token in text}
+    kept = sorted(in_texts | {*tokenizer.all_special_ids})
+    places = {token: place for place, token in enumerate(tokenizer.convert_ids_to_tokens(kept))}
+    all_weights = model.embeddings.word_embeddings.weight.detach()
+    model.resize_token_embeddings(len(kept))
+    model.embeddings.word_embeddings.weight.data.copy_(all_weights[kept])
+    model.save_pretrained(folder)
+    type(tokenizer)(vocab=places, model_max_length=512).save_pretrained(folder)
 
 
 class _MeanOfTokens(nn.Module):

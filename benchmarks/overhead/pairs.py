@@ -92,6 +92,10 @@ class Training:
         return GradientMonitor(self.model, self.optimizer, **arguments)
 
 
+Start = Callable[[Case, torch.device], Training]
+"""What begins a loop, the same each time."""
+
+
 def start(case: Case, device: torch.device) -> Training:
     """The same loop each time: same weights, same data, same order."""
     torch.manual_seed(0)
@@ -103,9 +107,11 @@ def start(case: Case, device: torch.device) -> Training:
     return Training(model, optimizer, loader, device)
 
 
-def compare(case: Case, method: Method, **options: Any) -> dict[str, Any]:
+def compare(
+    case: Case, method: Method, begin: Start | None = None, **options: Any
+) -> dict[str, Any]:
     """Time the loop without and with the monitor, pair by pair."""
-    timed = [time_pair(case, method, options) for _ in range(method.pairs)]
+    timed = [time_pair(case, method, options, begin or start) for _ in range(method.pairs)]
     ratios = [monitored / plain for plain, monitored, _ in timed]
     return {
         "case": str(case),
@@ -121,9 +127,11 @@ def compare(case: Case, method: Method, **options: Any) -> dict[str, Any]:
     }
 
 
-def time_pair(case: Case, method: Method, options: dict[str, Any]) -> tuple[float, float, int]:
+def time_pair(
+    case: Case, method: Method, options: dict[str, Any], begin: Start
+) -> tuple[float, float, int]:
     """Seconds per step without and with the monitor, and over how many steps."""
-    plain, watched = start(case, method.device), start(case, method.device)
+    plain, watched = begin(case, method.device), begin(case, method.device)
     spent, steps = [0.0, 0.0], 0
     with tempfile.TemporaryDirectory() as folder, watched.monitor(folder, **options):
         loops = [plain.endless_steps(), watched.endless_steps()]
@@ -133,10 +141,10 @@ def time_pair(case: Case, method: Method, options: dict[str, Any]) -> tuple[floa
             while min(spent) < method.seconds:
                 for side, (training, loop) in enumerate(zip((plain, watched), loops, strict=True)):
                     training.synchronize()
-                    begin = method.clock()
+                    since = method.clock()
                     take(loop, case.turn)
                     training.synchronize()
-                    spent[side] += method.clock() - begin
+                    spent[side] += method.clock() - since
                 steps += case.turn
     return spent[0] / steps, spent[1] / steps, steps
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.stopping.report import going_on, rule, runs, stopping, suspects
+from benchmarks.trainers import report as trainers
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
@@ -37,6 +38,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "suspects-naming": suspects.suspects_naming,
     "suspects-retrained": suspects.suspects_retrained,
     "suspects-clean": suspects.suspects_clean,
+    "trainers-same": trainers.same_training,
+    "trainers-scripts": trainers.scripts,
+    "trainers-run-ahead": trainers.run_ahead,
 }
 
 

@@ -41,7 +41,7 @@ class EagerRerun:
         self._model = model
         self._modules = list(model.modules())
         self._begun: RandomState | None = None
-        hook = ModuleHook(self._pass_begins, guard)
+        hook = ModuleHook(self.pass_begins, guard)
         self._handle = guard.attach(model.register_forward_pre_hook, hook)
         self._attachments = guard.attachments
 
@@ -49,7 +49,8 @@ class EagerRerun:
         """Leave the model as it was found."""
         self._attachments.remove(self._handle)
 
-    def _pass_begins(self, model: nn.Module, args: Any) -> None:
+    def pass_begins(self, model: nn.Module, args: Any) -> None:
+        """A forward pass begins, which may have to be run again."""
         is_followed = torch.is_grad_enabled() and any(map(has_own_graph, self._modules))
         self._begun = RandomState.now(_device(model)) if is_followed else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,9 @@ _MOST_COMPARED = 256
 
 _MOST_OPERATIONS = 20_000
 """Operations of the model that are looked at to find out which output comes last."""
+
+_MOST_CALLS = 64
+"""Calls kept beside one of each layer; a model of which only parts are called has no pass."""
 
 
 class Layout(NamedTuple):
@@ -86,10 +90,10 @@ class HeadFinder:
         self.logits_at = 0
         """Which of the tensors that `logits_in` finds are the logits."""
         self._layout: Layout | None = None
-        self._calls: list[LayerCall] = []
         self._eager = EagerRerun(model, guard)
         found = [head] if head is not None else [m for m in model.modules() if is_linear(m)]
         self._candidates = found
+        self._calls: deque[LayerCall] = deque(maxlen=len(found) + _MOST_CALLS)
         self._attachments = guard.attachments
         self._handles: dict[nn.Module, Handle] = {}
         hidden, hook = hidden_layers(model), ModuleHook(self._called, guard)
@@ -103,6 +107,11 @@ class HeadFinder:
         self._eager.close()
         for handle in self._handles.values():
             self._attachments.remove(handle)
+
+    def pass_begins(self, model: nn.Module, args: Any) -> None:
+        """To be called in the first pass, where that has begun before this was made."""
+        self._calls.clear()
+        self._eager.pass_begins(model, args)
 
     def _called(self, module: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         if not torch.is_grad_enabled():
@@ -124,7 +133,8 @@ class HeadFinder:
             None without logits.
         """
         candidates = logits_in(output)
-        calls, self._calls = self._calls, []
+        calls = [*self._calls]
+        self._calls.clear()
         if candidates and len(candidates[0]) == 0:
             return unknown(candidates[0])  # a batch without samples
         outputs = candidates

@@ -35,7 +35,7 @@ class InitialWeights:
         """Why there are no features; None if there are, or may be."""
         self.called = model
         """What is called: the model, or a part of it."""
-        self._model = model
+        self.model = model
         self._weights: dict[str, Tensor] = {}
         self._head: nn.Module | None = None
         """Found in a pass of ours, where training passes hide it."""
@@ -44,9 +44,9 @@ class InitialWeights:
         """Copy the weights as they are, unless that was done or there can't be features."""
         if self._weights or self.why_none is not None:
             return
-        own = _weights(self._model)
+        own = _weights(self.model)
         size = sum(one.numel() * one.element_size() for one in own.values())
-        if any(map(is_distributed, own.values())) or _is_wrapped_by_fsdp(self._model):
+        if any(map(is_distributed, own.values())) or _is_wrapped_by_fsdp(self.model):
             self.why_none = "parameters are spread over ranks, and a pass of one rank would wait"
         elif size > _MOST_BYTES:
             self.why_none = f"a copy of the initial weights would take {size / 2**30:.1f} GiB"
@@ -101,9 +101,9 @@ class InitialWeights:
         return found[-1]  # of a head that is called twice, the last call counts
 
     def _of_called(self) -> dict[str, Tensor]:
-        if self.called is self._model:
+        if self.called is self.model:
             return self._weights
-        names = {id(one): name for name, one in _weights(self._model).items()}
+        names = {id(one): name for name, one in _weights(self.model).items()}
         of_part = _weights(self.called).items()
         return {name: self._weights[names[id(one)]] for name, one in of_part}
 
@@ -118,7 +118,7 @@ class InitialWeights:
         Raises:
             ArgumentValueError: It is damaged, or of another model.
         """
-        weights, own = dict(state["weights"]), _weights(self._model)
+        weights, own = dict(state["weights"]), _weights(self.model)
         if weights and weights.keys() != own.keys():
             raise ArgumentValueError(
                 "got the initial weights of a model with other layers; resume with the same model"

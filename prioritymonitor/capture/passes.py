@@ -46,6 +46,10 @@ class Forward:
     """Which of the model's outputs the logits are."""
     seen: object = None
     """What the engine wants to get back."""
+    trial: Any = None
+    """The `Trial` of a part of the model; None for the model itself, and once it is known."""
+    is_of_model: bool = False
+    """True for the model itself where it is not known whether the loop trains by its calls."""
     latest: tuple[weakref.ref[Tensor], weakref.ref[Pass]] | None = None
     """The logits that the criterion got last, and their pass."""
 

@@ -10,10 +10,17 @@ from torch import Tensor, nn
 
 from ..errors import PriorityMonitorError, contained, described
 from ..records import REPRESENTATION
+from .hooks import Guard
 from .initial_weights import InitialWeights
+from .links import Chain, Links
 from .loader.handed_out import HandedOut
 from .passes import Forward
 from .projection import Projection
+
+_NO_DATA = (
+    "the loop calls parts of the model and not the model itself, and the part that gives the "
+    "logits gets what other parts have learnt"
+)
 
 
 class FirstVisits(Protocol):
@@ -46,10 +53,15 @@ class Representations:
     Args:
         model: The model that the loop calls.
         visits: Wants to know them; None: nobody does.
+        guard: Times the hooks, and gets any exception of ours.
     """
 
-    def __init__(self, model: nn.Module, visits: FirstVisits | None) -> None:
+    def __init__(self, model: nn.Module, visits: FirstVisits | None, guard: Guard) -> None:
         self._visits = visits
+        self._guard = guard
+        self._chain: Chain | None = None
+        """Of the parts that are called one after the other; None for a single one."""
+        self._links = Links()
         self._initial = InitialWeights(model)
         rows_of_all = self._rows_of_all
         self._inputs, self._features = Projection(rows_of_all), Projection(rows_of_all)
@@ -61,19 +73,37 @@ class Representations:
     def _rows_of_all(self, own: Tensor, most: int) -> Tensor:
         return self._visits.rows_of_all(own, most) if self._visits is not None else own[:most]
 
-    def follow(self, module: nn.Module, takes_data: bool) -> None:
+    def follow(self, module: nn.Module, chain: Chain | None) -> None:
         """A part of the model is called in its place.
 
         Args:
             module: The part.
-            takes_data: Whether no layer that is trained comes before it.
+            chain: The parts that lead from the data to it; None if something else comes in between.
         """
         self._initial.called = module
-        if self._visits is not None and not takes_data:
-            self._visits.give_up(
-                "the loop calls parts of the model and not the model itself, and the part that "
-                "gives the logits gets what other parts have learnt"
-            )
+        visits = self._visits
+        if visits is None or not visits.is_open:
+            return
+        if chain is None:
+            visits.give_up(_NO_DATA)
+        elif len(chain.parts) > 1:
+            # With functions in between, it is most likely `forward` of the model that calls them.
+            self._initial.called = chain if chain.can_be_called else self._initial.model
+            self._chain = chain
+            self._links.follow(chain, self._guard)
+
+    def data_of(self, module: nn.Module, call: Any) -> Any:
+        """What the model, or the first of its parts, was called with; None if it is not known.
+
+        Args:
+            module: What gives the logits.
+            call: What that was called with, positional arguments and others.
+        """
+        if self._chain is None:
+            return call
+        chain, data = self._links.before(module, call) or (None, None)
+        self._links.clear()
+        return data if chain is not None and chain.has_parts_of(self._chain) else None
 
     def remember(self) -> None:
         """The first optimizer step is about to be made, and no pass was seen."""
@@ -85,6 +115,8 @@ class Representations:
     def forget(self) -> None:
         """Free what is only needed to make them."""
         self._latest = None
+        self._links.close(self._guard)
+        self._chain = None
         self._initial.forget()
         self._inputs.forget()
         self._features.forget()
@@ -100,7 +132,8 @@ class Representations:
             forward: The pass.
             device: That of its logits.
             head: The layer whose input is the features; None if it is not known.
-            call: What the model was called with, positional arguments and others.
+            call: What the model was called with, positional arguments and others; None if that
+                is not known.
 
         Returns:
             `[B, 2, 64]`, NaN where one is not known or not wanted; None where nobody wants any.
@@ -111,6 +144,8 @@ class Representations:
         samples, handed_out = forward.samples, forward.handed_out
         with contained(lambda error: visits.give_up(_why(error))):
             self._initial.remember()
+            if call is None:
+                raise PriorityMonitorError(_NO_DATA)
             seen = handed_out.piece(samples, forward.seen_before) if handed_out else None
             if handed_out is None or seen is None or seen.index is None:
                 return None

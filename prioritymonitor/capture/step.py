@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..records import Observation, Step
-from . import private
-from .called import CalledModule
+from .arrivals import await_gradient, await_gradient_before_copies
+from .called import CalledModule, Part, Trial
 from .graph import Derivation, before_copies, find_derivation, leave_mark
 from .head import HeadFinder, Logits, unknown
 from .hooks import Guard, Hook, ModuleHook
 from .identity import Identity
 from .label_check import LabelCheck
+from .links import Chain
 from .loader.handed_out import HandedOut
 from .loader.recorder import LoaderRecorder
 from .missing_steps import MissingSteps
@@ -80,7 +81,7 @@ class StepCapture:
         self.steps = 0
         """Optimizer steps made so far."""
         self.head_finder = HeadFinder(model, head, guard)
-        self.representations = Representations(model, first_visits)
+        self.representations = Representations(model, first_visits, guard)
         self._identity = Identity(recorder)
         self._is_measured = is_measured
         self._keeps_inputs = one_by_one
@@ -97,8 +98,7 @@ class StepCapture:
         self._in_step: list[HandedOut] | None = None
         self._head = head
         self.missing_steps = MissingSteps(model, optimizer, guard, on_problem)
-        has_criterion = criterion is not None
-        self.calls = CalledModule(model, head, has_criterion, guard, self._follow_part)
+        self.calls = CalledModule(model, head, criterion, guard, self._tried, self._follow_part)
         self._passes = TrainedPasses(
             self._observer,
             GradientResets(optimizer, guard),
@@ -117,14 +117,18 @@ class StepCapture:
         done = ModuleHook(self._forward_done, self._guard)
         self._guard.attach(module.register_forward_hook, done, with_kwargs=True)
 
-    def _follow_part(self, module: nn.Module, takes_data: bool) -> None:
-        """Take the calls of a part of the model for those of the model, from the next one on."""
+    def _follow_part(self, part: Part, chain: Chain | None) -> None:
+        """Take the calls of a part of the model for those of the model."""
         self.head_finder.close()
-        self.head_finder = HeadFinder(module, self._head, self._guard)
-        self.representations.follow(module, takes_data)
+        self.head_finder = part.finder
+        self.representations.follow(part.module, chain)
         self._scope.close()
-        self._scope = self._scope_of(module)
-        self._follow_calls(module)
+        self._scope = self._scope_of(part.module)
+        self._follow_calls(part.module)
+        if self._in_step is not None:
+            self._remember_head()
+        for forward in part.is_found():
+            self._represent(forward, forward.trial.device, forward.trial.call)
 
     @property
     def label_check(self) -> LabelCheck:
@@ -158,13 +162,28 @@ class StepCapture:
             self._remember_head()  # first pass inside a closure: the head is only known now
         if found is None or not found.tensor.requires_grad:
             return
-        if not self.calls.is_known:
-            self.calls.found(module)
         if not self._identity.is_known and not is_measured and not self.missing_steps.is_possible():
-            return  # without sample identities, nothing of this step is kept
-        logits = found.tensor
-        forward = self._forward_of(found, args, kwargs)
+            return self.calls.was_called()  # without identities, nothing of this step is kept
+        forward = self._forward_of(self.head_finder, found, args, kwargs)
+        call = self.representations.data_of(module, (args, kwargs))
+        self._represent(forward, found.tensor.device, call)
+        self.calls.model_gave(forward)
         self._scope.forward_done(forward, (args, kwargs), output)
+        self._await_loss(forward, found.tensor)
+
+    def _tried(self, trial: Trial, args: Any, kwargs: Any, output: Any) -> None:
+        """A part of the model was called, which may be the one that the loop trains by."""
+        if not self._is_on:
+            return
+        finder, is_measured = trial.part.finder, self._is_measured(self.steps)
+        found = finder.logits_of((args, kwargs), output, is_measured=is_measured)
+        if found is not None and found.tensor.requires_grad:
+            forward = self._forward_of(finder, found, args, kwargs)
+            forward.trial = trial
+            trial.part.count(forward)
+            self._await_loss(forward, found.tensor)
+
+    def _await_loss(self, forward: Forward, logits: Tensor) -> None:
         if len(logits) == 0:
             return
         if self._hooks_criterion:
@@ -174,21 +193,22 @@ class StepCapture:
             one = begin(forward, logits)
             node, output = before_copies(logits)
             if node is not logits.grad_fn:
-                self._await_gradient_before_copies(one, node, output)
+                await_gradient_before_copies(one, node, output, self._arrived, self._guard)
             self._await_gradient(logits, one, node, output)
 
-    def _forward_of(self, found: Logits, args: Any, kwargs: Any) -> Forward:
+    def _forward_of(self, finder: HeadFinder, found: Logits, args: Any, kwargs: Any) -> Forward:
         forward = forward_of(found, self._identity.candidates(), kwargs.get("labels"))
-        forward.logits_at = self.head_finder.logits_at
-        forward.representation = self.representations.of(
-            forward, found.tensor.device, self.head_finder.head, (args, kwargs)
-        )
+        forward.logits_at = finder.logits_at
         # Held until the gradient arrives, and longer if observed together: only what is needed.
         if self._is_measured(self.steps):
             forward.features = found.features
         if self._keeps_inputs:
             forward.inputs = args[0] if args else next(iter(kwargs.values()), None)
         return forward
+
+    def _represent(self, forward: Forward, device: torch.device, call: Any) -> None:
+        head = self.head_finder.head
+        forward.representation = self.representations.of(forward, device, head, call)
 
     def _criterion_done(self, criterion: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not (self._is_on and torch.is_grad_enabled()):
@@ -213,24 +233,19 @@ class StepCapture:
         one.source.latest = weakref.ref(logits), weakref.ref(one)
         self._await_gradient(logits, one, derivation.node, derivation.output)
 
-    def _await_gradient_before_copies(self, one: Pass, node: Any, output: int) -> None:
-        """Where a loss inside the model is of what was copied, none reaches the copy."""
-
-        def arrived(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[output]
-            if gradient is not None and one.backward != private.backward_pass():
-                self._scope.backward_begins(one.source)
-                self._trained_on(one, gradient.detach())
-
-        node.register_prehook(Hook(arrived, self._guard))
-
     def _await_gradient(self, logits: Tensor, one: Pass, node: Any, output: int) -> None:
-        def arrived(gradient: Tensor) -> None:
-            self._scope.backward_begins(one.source)
-            self._trained_on(one, gradient.detach())
-
-        logits.register_hook(Hook(arrived, self._guard))
+        await_gradient(one, logits, self._arrived, self._guard)
         self._scope.await_gradient(one, node, output)
+
+    def _arrived(self, one: Pass, gradient: Tensor) -> None:
+        if self._is_on and not self.calls.turns_out(one, gradient):
+            return
+        source = one.source
+        if source.trial is not None:
+            self._scope.give_step_up()  # the pass began before anybody followed its layers
+            source.trial = None
+        self._scope.backward_begins(source)
+        self._trained_on(one, gradient)
 
     def _trained_on(self, one: Pass, gradient: Tensor) -> None:
         if not self._is_on:

@@ -78,6 +78,8 @@ class TrainingFinder:
             return
         if (module, self._loader) == self._called_with:
             return
+        if next(module.parameters(), None) is None:
+            return  # a transform of the data
         self._calls += 1
         if self._loader is None and self._calls < _CALLS_WITHOUT_LOADER:
             return

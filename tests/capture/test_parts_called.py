@@ -78,17 +78,17 @@ def test_a_part_that_gets_the_data_is_followed_with_everything(call, said):
     torch.manual_seed(0)
     monitor, data = train(Whole(wide()), CALLS[call], epochs=60, noisy=separable().noisy)
     torch.manual_seed(0)
-    called, _ = train(Whole(wide()), lambda model, x: model(x), epochs=60)
+    called, _ = train(Whole(wide()), lambda model, x: model(x), epochs=60, noisy=separable().noisy)
     assert monitor.decision.stop
     assert called.decision.stop
-    assert abs(monitor.decision.epoch - called.decision.epoch) <= 2
-    # Those of the first two steps, in which the part was looked for, have their first visit later.
-    assert (monitor.samples()["vote"] >= 0).sum() == 400 - 2 * 20
+    assert monitor.decision.epoch == called.decision.epoch
+    assert (monitor.samples()["vote"] >= 0).all()
+    assert set(monitor.samples()["visits"]) == {len(monitor.history())}
     assert labels_seen(monitor) == dict(enumerate(data.given.tolist()))
     assert monitor.latest["contribution_clean"] != 0
     suspects = {suspect.index for suspect in monitor.suspects()}
     others = {suspect.index for suspect in called.suspects()}
-    assert len(suspects & others) > 0.9 * len(suspects | others)
+    assert suspects == others
     assert said() == stopped(said())
     monitor.close()
     called.close()
@@ -96,7 +96,11 @@ def test_a_part_that_gets_the_data_is_followed_with_everything(call, said):
 
 def test_without_the_data_all_but_the_votes_works_and_that_is_said(said):
     torch.manual_seed(0)
-    monitor, data = train(Split(), lambda model, x: model.head(model.body(x)), epochs=4)
+    model = Split()
+    first = model.body[0]
+    monitor, data = train(
+        model, lambda model, x: model.head(F.linear(x, first.weight).relu()), epochs=4
+    )
     assert labels_seen(monitor) == dict(enumerate(data.given.tolist()))
     assert monitor.history()[-1]["priority"] is not None
     assert (monitor.samples()["vote"] == -1).all()
@@ -134,7 +138,7 @@ def test_a_part_that_was_compiled_is_followed(kind, said):
     )
     assert labels_seen(monitor) == dict(enumerate(data.given.tolist()))
     assert "coherence" in monitor.latest
-    assert (monitor.samples()["vote"] >= 0).sum() >= 360
+    assert (monitor.samples()["vote"] >= 0).all()
     assert said() == []
     monitor.close()
 
@@ -186,8 +190,8 @@ def test_statistics_of_a_part_equal_the_oracle(way):
         F.cross_entropy(model.net(x), y).backward()
         run.before_step()
         optimizer.step()
-        if number < 2:
-            run.forget()  # the part is looked for
+        if number == 0 and way != "head":
+            run.forget()  # whose layers were not followed yet
         else:
             run.check(1e-9)
     run.monitor.close()

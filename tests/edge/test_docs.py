@@ -1,5 +1,6 @@
 """What the README and the docs print works, and names what there is."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -27,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "pages"
 READ = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES.rglob("*.md")]
 """What people read."""
+
+WHY = (PAGES / "why.md").read_text()
 
 
 def blocks(path, language):
@@ -191,10 +194,35 @@ def test_the_tree_shows_every_room():
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES.glob("*.md")], ids=lambda p: p.name)
 def test_no_figure_is_left_open(page):
     left = set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", page.read_text()))
-    assert left <= {"RUN_DIR", "PRIORITYMONITOR_DATA", *StopReason.__members__}
+    assert left <= {"RUN_DIR", "PRIORITYMONITOR_DATA", "KERAS_BACKEND", *StopReason.__members__}
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
 def test_the_tables_are_those_of_the_results(page):
     text = page.read_text()
     assert pages.fill(text) == text, "run python -m benchmarks.stopping.pages"
+
+
+def test_each_reason_has_its_section():
+    sections = re.findall(r"^## `(\w+)`$", (PAGES / "why.md").read_text(), re.MULTILINE)
+    assert sorted(sections) == sorted(StopReason.__members__)
+
+
+def messages():
+    """All that the package may say, with … where values are put in."""
+    for file in (ROOT / "prioritymonitor").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [one.value if isinstance(one, ast.Constant) else "…" for one in node.values]
+                yield "".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_what_it_is_quoted_to_say_it_says():
+    said = "\n".join(messages())
+    tables = re.findall(r"^\| (?:it said|the message) .*\n\|.*\n((?:\|.*\n)+)", WHY, re.MULTILINE)
+    quoted = [line.split("|")[1] for table in tables for line in table.splitlines()]
+    assert len(quoted) > 20
+    for quote in quoted:
+        assert all(part.strip() in said for part in quote.split("…")), quote

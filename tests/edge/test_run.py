@@ -39,6 +39,16 @@ class Net(nn.Module):
         return self.head(self.body(x))
 
 
+class Scaled(TensorDataset):
+    # A module, as the transforms of torchvision are, called with gradients on.
+
+    transform = nn.Identity()
+
+    def __getitem__(self, index):
+        inputs, label = super().__getitem__(index)
+        return self.transform(inputs), label
+
+
 def main():
     torch.manual_seed(0)
     x = torch.randn(360, 6)
@@ -46,7 +56,7 @@ def main():
     wrong = torch.rand(360) < 0.4
     given = torch.where(wrong, torch.randint(0, 3, (360,)), true)
     test = DataLoader(TensorDataset(x[300:], true[300:]), batch_size=30)
-    train = DataLoader(TensorDataset(x[:300], given[:300]), batch_size=20, shuffle=True)
+    train = DataLoader(Scaled(x[:300], given[:300]), batch_size=20, shuffle=True)
     model = Net()
     model(next(iter(test))[0])  # a look with gradients at other data
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)

@@ -152,12 +152,35 @@ class CallsForward(Module):
         return F.cross_entropy(self.forward(x), y)
 
 
-def test_where_forward_is_called_a_part_is_found_in_the_first_steps(said):
-    monitor = fitted(CallsForward(), same.loader_of(same.pairs()), max_epochs=4)
-    assert same.curve_of(monitor).wrong_given == said() == []
-    visits = monitor.samples()["visits"]
-    assert set(visits) <= {3, 4}
-    assert (visits == 4).mean() >= 0.9
+class CallsParts(Module):
+    """One after the other."""
+
+    def training_step(self, batch):
+        x, y = batch
+        return F.cross_entropy(self.body[2](F.relu(self.body[0](x))), y)
+
+
+class ForwardByHand(ByHand):
+    """Manual optimisation, where `forward` is called."""
+
+    def training_step(self, batch):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(CallsForward.training_step(self, batch))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("module", [CallsForward, CallsParts, ForwardByHand])
+def test_a_module_that_is_not_called_itself_equals_a_plain_loop(module, expected, said):
+    monitor = fitted(module(), same.loader_of(same.pairs()))
+    same.assert_same(same.curve_of(monitor), expected)
+    assert set(monitor.samples()["visits"]) == {expected.stop_epoch}
+    assert [message[:10] for message in said()] == ["stop after"]
+
+
+def test_accumulation_where_forward_is_called_equals_a_plain_loop():
+    monitor = fitted(CallsForward(), same.loader_of(same.pairs()), accumulate_grad_batches=2)
+    same.assert_same(same.curve_of(monitor), same.in_a_plain_loop(accumulate=2))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

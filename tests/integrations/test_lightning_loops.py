@@ -98,7 +98,7 @@ def test_whatever_a_training_step_calls_is_measured(kind, scope, tmp_path, said)
     assert len(monitor.history()) == 3
     assert monitor.latest["contribution_clean"] != 0
     assert monitor.latest.get("coverage", 1) == 1
-    assert (monitor.samples()["vote"] >= 0).sum() >= 360
+    assert (monitor.samples()["vote"] >= 0).all()
     assert f"head={module.net[-1]}" in repr(monitor)
     assert said() == []
     monitor.close()

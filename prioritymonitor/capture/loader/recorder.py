@@ -15,6 +15,7 @@ from ..hooks import Guard, Hook
 from .batches import labels_in
 from .data_loader import WatchedIterators, length_of
 from .handed_out import HandedOut, Traversal
+from .order_check import OrderCheck
 from .same_data import follow_data, forget_data
 from .waiting import WaitingBatches
 
@@ -77,6 +78,7 @@ class LoaderRecorder:
         self.waiting = WaitingBatches()
         self.others: Others = Nobody()
         """Who else has to end the epochs."""
+        self._order = OrderCheck(loader.dataset)
         self._on_epoch_end = on_epoch_end
         self._size = length_of(loader.dataset, len) or 0
         self._traversal: Traversal | None = None
@@ -183,15 +185,13 @@ class LoaderRecorder:
             self._finish(last.traversal)
 
     def _batch_begins(self, traversal: Traversal, number: int, drawn: Any, batch: Any) -> None:
-        self.waiting.add(
-            HandedOut(
-                traversal,
-                self._index(drawn),
-                labels_in(batch),
-                number=number,
-                came_late=traversal.is_over,
+        index, labels, is_late = self._index(drawn), labels_in(batch), traversal.is_over
+        self.waiting.add(HandedOut(traversal, index, labels, number=number, came_late=is_late))
+        if self._order.is_shuffled(index, labels):
+            self.lose_identity(
+                "its batches have the labels of the samples that were drawn, in another order: its "
+                "collate_fn shuffles; do that in the sampler"
             )
-        )
 
     def _may_be_used(self, loader: DataLoader[Any]) -> bool:
         """Whether another loader over the same data may be the one that is trained on."""

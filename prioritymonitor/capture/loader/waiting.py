@@ -28,6 +28,9 @@ _PASSES_TO_LEARN = 8
 
 _ROWS_TO_LEARN = 64
 
+_NO_CHANCE = 8
+"""So many labels agree by chance next to never."""
+
 _MOST_EVIDENCE = 256
 
 
@@ -37,6 +40,8 @@ class WaitingBatches:
     def __init__(self) -> None:
         self._batches: deque[HandedOut] = deque()
         self._last_used: HandedOut | None = None
+        self._certain: HandedOut | None = None
+        """The one whose labels were seen to be those of a pass, if the latest ones were."""
         self._evidence = 0
         """By how many labels more the oldest waiting batch agreed with passes than the latest."""
         self._passes_to_learn, self._rows_to_learn = _PASSES_TO_LEARN, _ROWS_TO_LEARN
@@ -126,9 +131,14 @@ class WaitingBatches:
         if labels is None:
             return likeliest if is_sure else None
         labels = labels.cpu()
+        self._passes_to_learn -= 1
+        self._rows_to_learn -= len(labels)
         agreeing = next((one for one in candidates if one.agrees(labels)), None)
+        self._certain = agreeing
         if is_ambiguous and agreeing is not None:
             self._learn(waiting, labels)
+        elif not is_sure and agreeing is not None and len(labels) >= _NO_CHANCE:
+            self._evidence += 1  # drawn by another thread, or all of an epoch before its first pass
         return agreeing if agreeing is not None or not is_sure else likeliest
 
     @property
@@ -137,8 +147,6 @@ class WaitingBatches:
 
     def _learn(self, waiting: list[HandedOut], labels: Tensor) -> None:
         """Whether passes are of the oldest batch that waits, or of the latest."""
-        self._passes_to_learn -= 1
-        self._rows_to_learn -= len(labels)
         by_age = sorted(waiting, key=self._batches_order)
         evidence = by_age[0].agreement(labels) - by_age[-1].agreement(labels)
         # One of those in between: whoever passed over the ones before it runs ahead all the same.
@@ -153,7 +161,7 @@ class WaitingBatches:
         self, candidates: tuple[HandedOut, ...], chosen: HandedOut
     ) -> tuple[HandedOut, ...]:
         """Other batches that a pass may be of after all, of the same size."""
-        if len(candidates) == 1:
+        if len(candidates) == 1 or chosen is self._certain:
             return ()
         others = [one for one in candidates if one is not chosen and one.size == chosen.size]
         is_certain = not self.run_ahead and sum(one.is_waiting for one in candidates) < 2

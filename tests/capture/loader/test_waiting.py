@@ -1,5 +1,7 @@
 """Which batch a pass is of where it is dear to ask: labels on an accelerator are waited for."""
 
+import threading
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ class Loop:
 
     def __init__(self, size, ahead):
         self.waiting, self.waits = WaitingBatches(), 0
-        self.size, self.ahead = size, ahead
+        self.size, self.ahead, self.thread = size, ahead, threading.get_ident()
         self.labels = torch.randint(0, 10, (400, size), generator=torch.Generator().manual_seed(0))
 
     def run(self, passes):
@@ -23,7 +25,9 @@ class Loop:
                 drawn += 1
                 traversal.handed_out = drawn
                 index = torch.arange(self.size)
-                self.waiting.add(HandedOut(traversal, index, self.labels[drawn - 1], number=drawn))
+                labels = self.labels[drawn - 1]
+                batch = HandedOut(traversal, index, labels, self.thread, number=drawn)
+                self.waiting.add(batch)
             candidates = self.waiting.candidates()
             batch = self.waiting.choose(
                 candidates, lambda at=number: self._shown(at), is_on_host=False
@@ -59,6 +63,14 @@ def test_a_plain_loop_is_never_waited_for():
 
 def test_batches_that_may_be_meant_are_carried_along():
     loop = Loop(8, 2)
-    for number, batch, carried in loop.run(300)[5:]:
+    for number, batch, carried in loop.run(300)[10:]:
         assert number == batch
         assert number + 1 in carried
+
+
+def test_batches_of_another_thread_are_waited_for_in_the_first_passes_only():
+    loop = Loop(8, 0)
+    loop.thread = 1
+    found = loop.run(100)
+    assert all(number == batch for number, batch, _ in found)
+    assert 0 < loop.waits <= 8

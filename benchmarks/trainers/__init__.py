@@ -1,0 +1,1 @@
+"""Trainers and real scripts that people use, with the lines of the monitor in them."""
