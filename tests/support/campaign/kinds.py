@@ -199,6 +199,14 @@ OF_THE_CAPTURE = {
     "load_state_dict, assigned",
     "loader over other data",
     "loader over a subset",
+    "loader made anew",
+    "batch size changed",
+    "sampler changed",
+    "the loop goes on with a copied loader",
+    "collate_fn raises",
+    "collate_fn of other types",
+    "sampler raises",
+    "workers for a while",
     "data set grown",
     "data set shrunk",
     "data sets joined",
@@ -210,4 +218,6 @@ OF_THE_CAPTURE = {
     "closed from a thread",
     *PACKAGE,
 }
-"""Those that take away what is watched, or change what a sample is: the stop may end with them."""
+"""Those that take away what is watched, or change what a sample is: the stop may end with them.
+
+Among them those whose loop goes on with another loader than the monitor was given."""
