@@ -20,6 +20,7 @@ from prioritymonitor.tags import (
     STEP_TAGS,
     VALIDATION_TAGS,
 )
+from tests.support.campaign.kinds import GROUPS
 from tests.support.cases import make_data, make_loader, mlp
 from tests.support.histories import history_of
 
@@ -198,3 +199,8 @@ def test_no_figure_is_left_open(page):
 def test_the_tables_are_those_of_the_results(page):
     text = page.read_text()
     assert pages.fill(text) == text, "run python -m benchmarks.stopping.pages"
+
+
+def test_the_faults_that_were_tried_are_those_of_the_table():
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \|", (PAGES / "failures.md").read_text(), re.MULTILINE)
+    assert dict(rows) == {group: str(len(kinds)) for group, kinds in GROUPS.items()}
