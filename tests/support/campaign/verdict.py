@@ -133,7 +133,7 @@ def false_records(monitor: GradientMonitor, steps: int) -> Iterator[str]:
             is_good = math.isfinite(value) and _IN_RANGE[ranges.get(name, "≥ 0")](value)
             if not is_good:
                 yield f"{name} is {value} in epoch {number}"
-        if not last < record["step"] <= steps + 10 or record["best_epoch"] > number:
+        if not last < record["step"] <= steps + 10 or (record["best_epoch"] or 0) > number:
             yield f"epoch {number} ends at step {record['step']} with {record['best_epoch']} best"
         last = record["step"]
     path = monitor.log_dir / "epochs.jsonl" if monitor.log_dir is not None else None
@@ -164,7 +164,7 @@ def _of_process() -> dict[str, Any]:
         "default device": str(torch.get_default_device()),
         "signal handlers": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGALRM)],
         "trace": sys.gettrace(),
-        "threads": {t.name for t in threading.enumerate() if "TensorBoard" not in t.name},
+        "threads": {t.name for t in threading.enumerate() if t.name != "QueueFeederThread"},
         "functions": [
             id(f)
             for f in (
