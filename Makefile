@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test lint types docs unit clean
+.PHONY: demo test lint types docs unit campaign audit clean
 
 demo: .venv/demo
 	$(BIN)/prioritymonitor demo
@@ -23,6 +23,17 @@ types: .venv/test
 
 docs: .venv/test
 	$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+
+# About a quarter of an hour on two quiet cores; `make unit` makes each fault once.
+campaign: .venv/test
+	$(BIN)/python -m benchmarks.robustness.campaign --runs 1000 --jobs 2
+
+# What is installed against the known vulnerabilities; what could not be compared is named. It takes a
+# network: without, it says so and lists what is installed.
+audit: .venv/test
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable --progress-spinner off || \
+	  { echo "not audited, or not clean; installed is:"; $(BIN)/pip list --format freeze; exit 1; }
 
 # torch goes first and pinned: a range would pull the newest build with gigabytes of CUDA.
 .venv/torch: .ci/constraints.txt

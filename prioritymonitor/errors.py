@@ -22,6 +22,9 @@ _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR, errno.EIO, er
 class PriorityMonitorError(Exception):
     """Base of every error that `prioritymonitor` raises."""
 
+    def __str__(self) -> str:
+        return shown(super().__str__())
+
 
 class ArgumentValueError(PriorityMonitorError, ValueError):
     """An argument has the right type and a value that cannot be used."""
@@ -48,6 +51,13 @@ class contained:
             return False
         self._on_error(error)
         return True
+
+
+def shown(text: str) -> str:
+    """The same with what a terminal obeys written out: names and errors are of anyone's making."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def described(error: BaseException) -> str:

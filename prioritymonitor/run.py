@@ -99,8 +99,10 @@ class Run:
             self.judge = Judge.of(model, recorder.dataset_size, settings, self.log.once)
             self.table, recorder.others = self.judge.table, self.judge.others
         else:
-            why = " without train_loader" if recorder is None else f", {recorder.no_identity}"
-            message = f"samples have no identity{why}: no suspects and no stop"
+            why = "samples have no identity without train_loader"
+            if recorder is not None:
+                why = f"samples have no identity, {recorder.no_identity}"
+            message = f"{why}: no suspects and no stop"
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
             if recorder is not None:  # or it is said at the first step
                 self.log.once(message)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ..errors import contained, described
+from ..errors import contained, described, shown
 from ..records import Columns, Decision
 from .sink import Sink
 
@@ -68,6 +68,7 @@ class Log(Sink):
 
 
 def _write(level: int, message: str, cause: Exception | None = None) -> None:
+    message = shown(message)
     with contained(partial(_print_instead, message)):
         _LOGGER.log(level, message, exc_info=cause)
 
@@ -75,4 +76,4 @@ def _write(level: int, message: str, cause: Exception | None = None) -> None:
 def _print_instead(message: str, error: Exception) -> None:
     with contained(lambda _: None):  # a process may have no stderr
         problem = f"a handler of the log raised {described(error)}"
-        print(f"prioritymonitor: {problem}; it was to write: {message}", file=sys.stderr)
+        print(f"prioritymonitor: {shown(problem)}; it was to write: {message}", file=sys.stderr)

@@ -21,6 +21,7 @@ from prioritymonitor.tags import (
     STEP_TAGS,
     VALIDATION_TAGS,
 )
+from tests.support.campaign.kinds import GROUPS
 from tests.support.cases import make_data, make_loader, mlp
 from tests.support.histories import history_of
 
@@ -226,3 +227,8 @@ def test_what_it_is_quoted_to_say_it_says():
     assert len(quoted) > 20
     for quote in quoted:
         assert all(part.strip() in said for part in quote.split("…")), quote
+
+
+def test_the_faults_that_were_tried_are_those_of_the_table():
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \|", (PAGES / "failures.md").read_text(), re.MULTILINE)
+    assert dict(rows) == {group: str(len(kinds)) for group, kinds in GROUPS.items()}

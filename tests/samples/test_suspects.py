@@ -136,7 +136,9 @@ def test_an_untrained_network_whose_samples_have_no_neighbours_names_nothing(cla
     first, *_, head = run.model
     with run.monitor as monitor:
         for _ in range(2):
-            run.epoch(rate=0.0, forward=lambda x: head(F.linear(x, first.weight, first.bias).relu()))
+            run.epoch(
+                rate=0.0, forward=lambda x: head(F.linear(x, first.weight, first.bias).relu())
+            )
             assert (monitor.samples()["vote"] == -1).all()
             assert_nothing_is_named(monitor)
 
