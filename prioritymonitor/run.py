@@ -99,13 +99,11 @@ class Run:
             self.judge = Judge.of(model, recorder.dataset_size, settings, self.log.once)
             self.table, recorder.others = self.judge.table, self.judge.others
         else:
-            why = "samples have no identity without train_loader"
-            if recorder is not None:
-                why = f"samples have no identity, {recorder.no_identity}"
-            message = f"{why}: no suspects and no stop"
+            message = "samples have no identity without train_loader: no suspects and no stop"
+            if recorder is not None:  # else it is said at the first step
+                why_none = f"samples have no identity, {recorder.no_identity}"
+                self.log.once(message := f"{why_none}: no suspects and no stop")
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
-            if recorder is not None:  # or it is said at the first step
-                self.log.once(message)
         self.grouping = Grouping(settings.noisy, self.table if self.judge else None)
         overhead = self.guard.stopwatch.share
         self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
