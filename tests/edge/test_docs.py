@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.environment import read_results
 from benchmarks.stopping import pages
 from prioritymonitor import GradientMonitor, StopReason, corrupt_labels
 from prioritymonitor.tags import (
@@ -232,3 +233,15 @@ def test_what_it_is_quoted_to_say_it_says():
 def test_the_faults_that_were_tried_are_those_of_the_table():
     rows = re.findall(r"^\| ([^|]+) \| (\d+) \|", (PAGES / "failures.md").read_text(), re.MULTILINE)
     assert dict(rows) == {group: str(len(kinds)) for group, kinds in GROUPS.items()}
+
+
+def test_the_figures_of_the_campaign_are_those_of_its_results():
+    results = read_results("robustness/campaign")
+    total, share = results["total"], results["stop still works, outside the capture"]
+    text = " ".join((PAGES / "failures.md").read_text().split())
+    assert (
+        f"Of {total['runs']} runs, {total['lost']} ended, {total['changed']} came to another "
+        f"training, in {total['left']} something was left, and {total['false_records']} had a "
+        "false record"
+    ) in text
+    assert f"the stop still came in {share:.1%}".replace("%", " %") in text
