@@ -50,6 +50,7 @@ class WatchedScript:
             self._on_model.attachments.remove_all()
         self._model = model
         self.monitor = GradientMonitor(model, optimizer, loader, log_dir=self._log_dir)
+        self.monitor.decision  # noqa: B018  nobody is to be reminded that the script reads none
         if self._stops:
             hook = Hook(self._exit, self._on_model)
             self._on_model.attach(model.register_forward_pre_hook, hook)
@@ -70,7 +71,6 @@ class WatchedScript:
                 "optimizer holds"
             )
             return
-        monitor.decision  # noqa: B018  it closes the epoch whose last batch was used
         monitor.close()
         with contained(_say_failed):
             self._save(monitor)

@@ -135,7 +135,7 @@ def test_decision_and_suspects_are_those_of_the_two_lines(folder):
     assert len(suspects_of(own)) > 20
     assert suspects_of(own) == suspects_of(lines)
     assert f"run folder {own.relative_to(folder)}" in run.stderr
-    assert "never reads" not in run.stderr
+    assert "should_stop" not in run.stderr
 
 
 def test_the_weights_to_hand_back_are_in_the_run_folder(folder):
