@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from .. import ArgumentValueError, GradientMonitor, PriorityMonitorError
+from .. import GradientMonitor, PriorityMonitorError
+from .options import check_options
 
 
 class GradientMonitorHandler(Serializable):
@@ -50,11 +50,7 @@ class GradientMonitorHandler(Serializable):
         verbose: bool = False,
         **options: Any,
     ) -> None:
-        inspect.signature(GradientMonitor).bind(None, None, None, **options)
-        if restore_best and options.get("keep_best", "averaged") is None:
-            raise ArgumentValueError(
-                'got restore_best=True with keep_best=None, which keeps no weights; use "averaged"'
-            )
+        check_options(options, restore_best=restore_best)
         self.restore_best, self.stop_training, self.verbose = restore_best, stop_training, verbose
         self.monitor: GradientMonitor | None = None
         """What it measures with; None before `attach()`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import tensor
 from torch.optim import SGD
 
 from .. import ArgumentValueError, GradientMonitor
+from .options import check_options
 
 _NAMES = ("lightning", "pytorch_lightning")
 """One library under two names."""
@@ -77,11 +77,7 @@ class GradientMonitorCallback(Callback):
         verbose: bool = False,
         **options: Any,
     ) -> None:
-        inspect.signature(GradientMonitor).bind(None, None, None, **options)
-        if restore_best and options.get("keep_best", "averaged") is None:
-            raise ArgumentValueError(
-                'got restore_best=True with keep_best=None, which keeps no weights; use "averaged"'
-            )
+        check_options(options, restore_best=restore_best)
         self.restore_best, self.stop_training, self.verbose = restore_best, stop_training, verbose
         self.monitor: GradientMonitor | None = None
         """What the latest fit is measured with; None before its train loader is asked for."""

@@ -13,7 +13,8 @@ from skorch.utils import to_numpy
 from torch import nn
 from torch.utils.data import Subset
 
-from .. import ArgumentValueError, GradientMonitor
+from .. import GradientMonitor
+from .options import check_options
 
 _OPTIONS = {
     name: parameter.default
@@ -61,7 +62,7 @@ class GradientMonitorCallback(Callback):  # type: ignore[misc]  # skorch has no 
         verbose: bool = False,
         **options: Any,
     ) -> None:
-        inspect.signature(GradientMonitor).bind(None, None, None, **options)
+        check_options(options, restore_best=False)  # set_params() may change both later
         self.restore_best, self.stop_training, self.verbose = restore_best, stop_training, verbose
         # Each is an attribute under its own name, as clone() and set_params() want it.
         self.__dict__.update(_OPTIONS | options)
@@ -116,10 +117,7 @@ class GradientMonitorCallback(Callback):  # type: ignore[misc]  # skorch has no 
 
     def _begin(self, net: Any, dataset: Any, X: Any, y: Any) -> None:
         options = {name: getattr(self, name) for name in _OPTIONS}
-        if self.restore_best and options["keep_best"] is None:
-            raise ArgumentValueError(
-                'got restore_best=True with keep_best=None, which keeps no weights; use "averaged"'
-            )
+        check_options(options, restore_best=self.restore_best)
         is_part = isinstance(dataset, Subset) and dataset is not X
         rows = np.asarray(dataset.indices) if is_part else np.arange(len(dataset))
         labels = _labels(y)

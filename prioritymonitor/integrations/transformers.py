@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -14,7 +13,8 @@ import torch
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .. import ArgumentValueError, GradientMonitor, PriorityMonitorError
+from .. import GradientMonitor, PriorityMonitorError
+from .options import check_options
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -59,11 +59,7 @@ class GradientMonitorCallback(TrainerCallback):
         trainer: Trainer | None = None,
         **options: Any,
     ) -> None:
-        inspect.signature(GradientMonitor).bind(None, None, None, **options)  # or a TypeError
-        if restore_best and options.get("keep_best", "averaged") is None:
-            raise ArgumentValueError(
-                'got restore_best=True with keep_best=None, which keeps no weights; use "averaged"'
-            )
+        check_options(options, restore_best=restore_best)
         self.monitor: GradientMonitor | None = None
         self.stop_training, self.restore_best = stop_training, restore_best
         self.verbose, self._trainer, self._options = verbose, trainer, options
