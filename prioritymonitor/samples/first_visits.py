@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import exactly
 from ..records import MOST_VOTES, REPRESENTATION, TargetKind, Visits
-from .history import Exchange, SampleHistory, like, seen_first
+from .history import Exchange, SampleHistory, like, of_first
 from .neighbours import best_votes
 
 MOST_CANDIDATES = 20_000
@@ -104,13 +104,11 @@ class FirstVisits:
             return
         if self._values is None or self._scales is None:
             self._values, self._scales = self._empty()
-        values, scales = self._values.cpu(), self._scales.cpu()
-        own = seen_first(ranks, ~scales.isnan().all(1))
-        is_known = ranks.total(own.to(torch.int8)) > 0
-        joined = ranks.total(torch.where(own[:, None], scales.nan_to_num(0.0), 0.0))
-        # A scale of zero is one that is not known.
-        joined = torch.where(is_known[:, None] & (joined > 0), joined, torch.nan)
-        self._values = ranks.total(values * own[:, None, None]).to(self._values.device)
+        scales = self._scales.cpu()
+        was_seen = ~scales.isnan().all(1)
+        is_known, values, joined = of_first(ranks, was_seen, self._values.cpu(), scales)
+        self._values = values.to(self._values.device)
+        joined = torch.where(is_known[:, None], joined, torch.nan)
         self._scales = joined.to(self._scales.device)
 
     def end_epoch(self, given_label: Tensor) -> None:

@@ -74,11 +74,22 @@ class Exchange(Protocol):
         """The least over the ranks, on the host."""
 
 
-def seen_first(ranks: Exchange, was_seen: Tensor) -> Tensor:
-    """Of what this rank has seen, what no rank of a lower number has, bool of the same shape."""
+def of_first(ranks: Exchange, was_seen: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    """Rows of all ranks, each as the rank of the lowest number has it that has seen it.
+
+    Args:
+        ranks: Those that exchange them.
+        was_seen: What this one has seen, bool `[n]`.
+        columns: `[n, ...]` each, on the host.
+
+    Returns:
+        Which rows anyone has seen, bool `[n]`, and the columns, with zeros where nobody has.
+    """
     nobody = max(ranks.members) + 1
-    number = torch.where(was_seen, ranks.rank, nobody).to(torch.int32)
-    return was_seen & (ranks.least(number) == ranks.rank)
+    first = ranks.least(torch.where(was_seen, ranks.rank, nobody).to(torch.int32))
+    is_own = first == ranks.rank
+    own = [torch.where(is_own.view(-1, *[1] * (one.ndim - 1)), one, 0) for one in columns]
+    return first < nobody, *map(ranks.total, own)
 
 
 class SampleHistory:
@@ -164,11 +175,10 @@ class SampleHistory:
             How many visits of such samples showed another label than the first of them.
         """
         epoch, labels = self._epoch[:-1].cpu(), self._labels[:-1].cpu()
-        own = seen_first(ranks, epoch[:, 3] > 0)
-        was_seen = ranks.total(own.to(torch.int8)) > 0
-        theirs = ranks.total(labels * own.unsqueeze(1))
-        in_conflict = (epoch[:, 3] > 0) & (labels[:, 0] != theirs[:, 0])
-        self._epoch[:-1] = ranks.total(epoch * own.unsqueeze(1)).to(self._epoch.device)
+        own = epoch[:, 3] > 0
+        was_seen, joined_epoch, theirs = of_first(ranks, own, epoch, labels)
+        in_conflict = own & (labels[:, 0] != theirs[:, 0])
+        self._epoch[:-1] = joined_epoch.to(self._epoch.device)
         joined = torch.where(was_seen.unsqueeze(1), theirs, labels)
         self._labels[:-1] = joined.to(self._labels.device)
         counts = torch.stack((self._relabelled.cpu(), in_conflict.sum()))

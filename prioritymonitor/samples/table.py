@@ -14,7 +14,7 @@ from torch import Tensor
 from ..records import Columns, EpochOfSamples, Suspect, Visits
 from .first_visits import FirstVisits
 from .going_on import why_not_go_on
-from .history import Exchange, SampleHistory, like, seen_first
+from .history import Exchange, SampleHistory, like, of_first
 from .noisiness import chance_at_first_visit, is_plausible, noisy_part, wrong_label_chance
 
 
@@ -98,9 +98,7 @@ class SampleTable:
         known = self._known.cpu()
         if not int(ranks.total((~known.isnan()).sum())):
             return in_conflict
-        own = seen_first(ranks, ~known.isnan())
-        is_known = ranks.total(own.to(torch.int8)) > 0
-        joined = ranks.total(known.nan_to_num(0.0) * own)
+        is_known, joined = of_first(ranks, ~known.isnan(), known)
         self._known = torch.where(is_known, joined, torch.nan).to(self._known.device)
         return in_conflict
 
