@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -56,22 +57,6 @@ class Attached:
     ) -> StepCapture:
         """Follow passes and steps; the arguments are those of `StepCapture` and its scope."""
         self._first_visits = grouping.first_visits
-
-        def scope_of(module: nn.Module) -> Scope:
-            if settings.engine is not None:
-                self.scope = self._all_parameters(
-                    module, optimizer, settings.engine, is_measured, grouping, on_problem
-                )
-                if len(parameters_in(module)) < len(parameters_in(model)):
-                    on_problem(
-                        f"statistics of steps cover the {type_name(module)} that the loop calls, "
-                        f"and not all of {type_name(model)}, which is never called itself"
-                    )
-            return self.scope
-
-        def parameters_in(module: nn.Module) -> dict[str, nn.Parameter]:
-            return trained_parameters(module, optimizer)
-
         known = settings.noisy
         self.capture = StepCapture(
             model,
@@ -81,7 +66,15 @@ class Attached:
             recorder=self.recorder,
             is_measured=is_measured,
             one_by_one=known is not None and known.needs_inputs,
-            scope_of=scope_of,
+            scope_of=partial(
+                self._scope_of,
+                model,
+                optimizer,
+                engine=settings.engine,
+                is_measured=is_measured,
+                grouping=grouping,
+                on_problem=on_problem,
+            ),
             first_visits=self._first_visits,
             on_observation=on_observation,
             on_step=on_step,
@@ -90,21 +83,26 @@ class Attached:
         )
         return self.capture
 
-    def _all_parameters(
+    def _scope_of(
         self,
-        module: nn.Module,
+        model: nn.Module,
         optimizer: Optimizer,
-        engine: str,
+        called: nn.Module,
+        *,
+        engine: str | None,
         is_measured: Callable[[int], bool],
         grouping: Grouping,
         on_problem: Callable[[str], None],
     ) -> Scope:
+        """What is measured where the loop calls the model, or a part of it."""
+        if engine is None:
+            return self.scope
         # Only here: it loads torch.func, and takes a tenth of a second.
         from .gradients.parameters import ENGINES
         from .gradients.parameters.all_parameters import AllParameters
 
-        return AllParameters(
-            module,
+        self.scope = AllParameters(
+            called,
             optimizer,
             ENGINES[engine],
             is_measured=lambda: is_measured(self.capture.steps),
@@ -112,6 +110,13 @@ class Attached:
             guard=self.guard,
             on_problem=on_problem,
         )
+        covered, trained = (len(trained_parameters(one, optimizer)) for one in (called, model))
+        if covered < trained:
+            on_problem(
+                f"statistics of steps cover the {type_name(called)} that the loop calls, "
+                f"and not all of {type_name(model)}, which is never called itself"
+            )
+        return self.scope
 
     def check_labels(self) -> list[str]:
         """Take identity from samples whose labels are not those that the loader gave.

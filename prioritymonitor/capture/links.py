@@ -115,19 +115,20 @@ class Links:
         for link in reversed(self._links):
             if link.module is module:
                 break
-            if not _is_learnt(link.call) and _tensors(link.call):
+            if not _is_learnt(link.call) and tensors_in(link.call):
                 first = link
         return (Chain([first.module, module], None), first.call) if first is not None else None
 
 
-def _tensors(call: Any) -> list[Tensor]:
+def tensors_in(call: Any) -> list[Tensor]:
+    """What a call got, positional arguments first."""
     args, kwargs = call
     return [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
 
 
 def _is_learnt(call: Any) -> bool:
     """Whether a call got what a layer that is trained has made."""
-    return any(one.requires_grad for one in _tensors(call))
+    return any(one.requires_grad for one in tensors_in(call))
 
 
 def _alone(call: Any) -> Tensor | None:

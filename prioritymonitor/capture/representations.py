@@ -12,7 +12,7 @@ from ..errors import PriorityMonitorError, contained, described
 from ..records import REPRESENTATION
 from .hooks import Guard
 from .initial_weights import InitialWeights
-from .links import Chain, Links
+from .links import Chain, Links, tensors_in
 from .loader.handed_out import HandedOut
 from .passes import Forward
 from .projection import Projection
@@ -211,7 +211,7 @@ class Representations:
         Raises:
             PriorityMonitorError: Distances in it mean nothing, or there is none.
         """
-        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        tensors = tensors_in((args, kwargs))
         if not tensors:
             raise PriorityMonitorError("the model is called with no tensor")
         if not tensors[0].is_floating_point() and tensors[0].dtype != torch.uint8:

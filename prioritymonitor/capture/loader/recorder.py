@@ -99,11 +99,6 @@ class LoaderRecorder:
             raise
 
     @property
-    def current(self) -> HandedOut | None:
-        """The batch that a pass in this thread is likeliest to be of; None without any."""
-        return next(iter(self.waiting.candidates()), None)
-
-    @property
     def dataset(self) -> Any:
         """The data set; None after `close()`."""
         return None if self.loader is None else self.loader.dataset
