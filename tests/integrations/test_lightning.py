@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prioritymonitor import ArgumentValueError, GradientMonitor, StopReason
 from tests.integrations import same_training as same
+from tests.support.by_hand import ByHand
 
 L = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
@@ -67,18 +68,8 @@ class WithoutForward(L.LightningModule):
         return same.optimizer_of(self)
 
 
-class ByHand(Module):
+class ModuleByHand(ByHand, Module):
     """Manual optimisation."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch))
-        optimizer.step()
 
 
 class WithValidation(Module):
@@ -136,7 +127,7 @@ def expected():
 # The same training as in a plain loop
 
 
-@pytest.mark.parametrize("module", [Module, WithoutForward, ByHand, WithValidation])
+@pytest.mark.parametrize("module", [Module, WithoutForward, ModuleByHand, WithValidation])
 def test_any_way_to_write_a_module_equals_a_plain_loop(module, expected, said):
     monitor = fitted(module(), same.loader_of(same.pairs()))
     same.assert_same(same.curve_of(monitor), expected)
@@ -160,7 +151,7 @@ class CallsParts(Module):
         return F.cross_entropy(self.body[2](F.relu(self.body[0](x))), y)
 
 
-class ForwardByHand(ByHand):
+class ForwardByHand(ModuleByHand):
     """Manual optimisation, where `forward` is called."""
 
     def training_step(self, batch):
@@ -454,7 +445,7 @@ def test_another_trainer_begins_anew(expected):
 # Several optimizers
 
 
-class TwoParts(ByHand):
+class TwoParts(ModuleByHand):
     """Body and head have optimizers of their own."""
 
     def configure_optimizers(self):

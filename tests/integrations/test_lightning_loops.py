@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prioritymonitor import GradientMonitor
+from tests.support.by_hand import ByHand
 from tests.support.cases import make_loader
 from tests.support.observed import labels_seen
 from tests.support.separable import separable
@@ -47,16 +48,8 @@ class CallsNetwork(Module):
         return self.net(x)
 
 
-class Manual(CallsForward):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch))
-        optimizer.step()
+class Manual(ByHand, CallsForward):
+    pass
 
 
 class Attach(lightning.Callback):

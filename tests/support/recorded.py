@@ -30,9 +30,14 @@ def record(loader: DataLoader[Any]) -> tuple[LoaderRecorder, SimpleNamespace]:
     return LoaderRecorder(loader, epoch_ended, Guard(told.errors.append)), told
 
 
+def current(recorder: LoaderRecorder) -> HandedOut | None:
+    """The batch that a pass in this thread is likeliest to be of; None without any."""
+    return next(iter(recorder.waiting.candidates()), None)
+
+
 def use(recorder: LoaderRecorder, count: int) -> HandedOut | None:
     """Train on the current batch, `count` samples, and step."""
-    batch = recorder.current
+    batch = current(recorder)
     if batch is not None:
         batch.take(count, 0)
         recorder.trained_on(batch)

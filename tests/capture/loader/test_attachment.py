@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from prioritymonitor.capture.hooks import Guard
 from prioritymonitor.capture.loader.recorder import LoaderRecorder
 from tests.support.interrupted import interrupted_at, interrupted_everywhere
-from tests.support.recorded import SAMPLES, dataset, record, trace
+from tests.support.recorded import SAMPLES, current, dataset, record, trace
 
 
 class OnItsOwn(DataLoader):
@@ -128,7 +128,7 @@ def test_closing_twice_does_nothing():
     second, _ = record(loader)
     recorder.close()
     recorder.settle()
-    assert (recorder.current, recorder.batches, told.errors) == (None, None, [])
+    assert (current(recorder), recorder.batches, told.errors) == (None, None, [])
     assert trace(second, loader)[0] == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
     second.close()
 
@@ -161,7 +161,7 @@ def test_what_someone_else_has_laid_over_it_stays_and_works():
     assert loader._get_iterator is counted
     assert len(list(loader)) == 4
     assert len(calls) == 2
-    assert recorder.current is None
+    assert current(recorder) is None
 
 
 def test_persistent_workers_that_ran_before_are_followed_from_their_next_traversal_on():
@@ -170,7 +170,7 @@ def test_persistent_workers_that_ran_before_are_followed_from_their_next_travers
     next(running)
     recorder, told = record(loader)
     next(running)
-    assert recorder.current is None
+    assert current(recorder) is None
     assert all(index == labels for index, labels in trace(recorder, loader))
     assert (recorder.no_identity, told.epochs, told.errors) == (None, 1, [])
     recorder.close()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from tests.support.recorded import dataset, record
+from tests.support.recorded import current, dataset, record
 
 
 class Numbered(DataLoader):
@@ -74,7 +74,7 @@ def test_the_original_is_still_watched(way):
     recorder, _ = record(loader)
     twin = way(loader)
     next(iter(loader))
-    assert recorder.current.index.tolist() == [0, 1, 2, 3, 4, 5]
+    assert current(recorder).index.tolist() == [0, 1, 2, 3, 4, 5]
     recorder.close()
     assert len(list(twin)) == len(list(loader)) == 4
 

@@ -4,7 +4,7 @@ import threading
 
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from tests.support.recorded import SAMPLES, dataset, record, trace, use
+from tests.support.recorded import SAMPLES, current, dataset, record, trace, use
 
 
 def run_together(*functions):
@@ -52,7 +52,7 @@ def traverse(recorder, loader, turns, is_training):
     batches, pairs, labels = iter(loader), [], None
     for _ in turns:
         if labels is not None:
-            batch = use(recorder, len(labels)) if is_training else recorder.current
+            batch = use(recorder, len(labels)) if is_training else current(recorder)
             index = batch.index if batch is not None else None
             pairs.append((None if index is None else index.tolist(), labels.tolist()))
         _, labels = next(batches, (None, None))
@@ -110,9 +110,9 @@ def test_a_thread_that_has_got_batches_does_not_take_those_of_another():
     recorder, _ = record(loader)
     batches = iter(loader)
     next(batches)
-    own = recorder.current
+    own = current(recorder)
     run_together(lambda: next(batches))
-    assert recorder.current is own
+    assert current(recorder) is own
     recorder.close()
 
 
@@ -152,7 +152,7 @@ def test_threads_that_begin_at_once_get_a_sampler_each_and_leave_the_loader_its_
         return seen(batches)
 
     def seen(batches):
-        return [(recorder.current.index.tolist(), labels.tolist()) for _, labels in batches]
+        return [(current(recorder).index.tolist(), labels.tolist()) for _, labels in batches]
 
     for pairs in run_together(first, second):
         assert len(pairs) == 7

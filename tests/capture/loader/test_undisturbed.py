@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, WeightedRandomSampler
 
-from tests.support.recorded import SAMPLES, record
+from tests.support.recorded import SAMPLES, current, record
 
 
 class Noisy(Dataset):
@@ -87,7 +87,7 @@ def traverse(options, is_recorded):
         for batch in loader:
             found.append(batch)
             if recorder is not None:
-                assert recorder.current.index.tolist() == batch[1].tolist()
+                assert current(recorder).index.tolist() == batch[1].tolist()
             if number == 1:
                 break
         found.append((torch.get_rng_state(), torch.tensor(np.random.get_state()[1].astype(int))))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 
-from tests.support.recorded import SAMPLES, dataset, record, trace, use
+from tests.support.recorded import SAMPLES, current, dataset, record, trace, use
 
 
 class Generating(DataLoader):
@@ -108,7 +108,7 @@ def test_the_default_device_does_not_matter(device):
     batches = iter(loader)  # for this, torch itself needs the CPU
     with torch.device(device):
         for number, _ in enumerate(batches):
-            index = recorder.current.index
+            index = current(recorder).index
             assert index.device.type == "cpu"
             assert index.tolist() == list(range(4 * number, 4 * number + 4))
     assert told.errors == []
