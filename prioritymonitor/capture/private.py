@@ -177,7 +177,8 @@ def makes_iterators(loader: DataLoader[Any]) -> bool:
     return callable(getattr(type(loader), GET_ITERATOR, None))
 
 
-_own_maker: Any = None
+_maker: tuple[Any, Any] | None = None
+"""How a `DataLoader` made its iterators before, and what was put in its place."""
 
 
 def replace_iterator_maker(make: Callable[[DataLoader[Any], Callable[[], Any]], Any]) -> None:
@@ -186,24 +187,23 @@ def replace_iterator_maker(make: Callable[[DataLoader[Any], Callable[[], Any]], 
     Args:
         make: Called with a loader and a function that makes an iterator as torch would.
     """
-    global _own_maker
-    if _own_maker is not None or not callable(getattr(DataLoader, GET_ITERATOR, None)):
+    global _maker
+    own = getattr(DataLoader, GET_ITERATOR, None)
+    if not callable(own) or (_maker is not None and own is _maker[1]):
         return
-    own = _own_maker = getattr(DataLoader, GET_ITERATOR)
 
     @functools.wraps(own)
     def made(loader: DataLoader[Any]) -> Any:
         return make(loader, functools.partial(own, loader))
 
+    _maker = own, made
     setattr(DataLoader, GET_ITERATOR, made)
 
 
 def put_iterator_maker_back() -> None:
-    """Leave `DataLoader` as torch made it; once more does nothing."""
-    global _own_maker
-    if _own_maker is not None:
-        setattr(DataLoader, GET_ITERATOR, _own_maker)
-        _own_maker = None
+    """Leave `DataLoader` as it was found, unless someone else's lies over ours."""
+    if _maker is not None and getattr(DataLoader, GET_ITERATOR, None) is _maker[1]:
+        setattr(DataLoader, GET_ITERATOR, _maker[0])
 
 
 def is_loader_iterator(iterator: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,13 @@ from .iterators import (
 )
 
 _NOTHING: Any = object()
+
+_LOCKS: weakref.WeakKeyDictionary[DataLoader[Any], threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def one_at_a_time(loader: DataLoader[Any]) -> threading.RLock:
+    """Held while an iterator of a loader is made; each loader has its own."""
+    return _LOCKS.setdefault(loader, threading.RLock())
 
 
 class _Shadow:
@@ -94,7 +102,6 @@ class WatchedIterators(_Shadow):
         super().__init__(loader)
         self._copies = _UnwatchedCopies(loader)
         self._listeners: list[Listener] = []
-        self._one_at_a_time = threading.RLock()
 
     def add(self, listener: Listener) -> None:
         """Tell one more listener from now on."""
@@ -125,7 +132,7 @@ class WatchedIterators(_Shadow):
         """Make an iterator, as the loader itself would."""
         if not self._listeners:
             return self.original()
-        with self._one_at_a_time:
+        with one_at_a_time(self.loader):
             return recorded(self.loader, self._listeners, self.original)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -7,26 +7,24 @@ it; the loaders are left as they are.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from ...errors import contained
 from .. import private
-from .data_loader import recorded
+from .data_loader import one_at_a_time, recorded
 from .iterators import Listener, RecordingSampler, is_recording, release
-
-_one_at_a_time = threading.RLock()
-
 
 ANY_DATA: Any = object()
 """In place of a data set: all of them."""
 
 
-class _Follower(NamedTuple):
+@dataclass(eq=False)
+class _Follower:
     dataset: Any
     listener: Listener
     wants: Callable[[DataLoader[Any]], bool]
@@ -36,7 +34,9 @@ class _Follower(NamedTuple):
     """Those that tell it."""
 
 
-_followers: tuple[_Follower, ...] = ()
+_followers: list[_Follower] = []
+"""Changed in single steps, without a lock: an exception of a signal handler that comes where a lock
+is about to be given back leaves it taken, and this one would be for all threads of the process."""
 
 
 def follow_data(dataset: Any, listener: Listener, wants: Callable[[DataLoader[Any]], bool]) -> None:
@@ -45,18 +45,16 @@ def follow_data(dataset: Any, listener: Listener, wants: Callable[[DataLoader[An
     Not of a loader whose own iterators are watched. Of a traversal that is under way it is told
     only if someone follows any data, with the latest batches first.
     """
-    global _followers
+    under_way = [
+        sampler
+        for other in [*_followers]
+        if other.dataset is ANY_DATA
+        for sampler in [*other.samplers]
+        if sampler.dataset is dataset
+    ]
     one = _Follower(dataset, listener, wants, weakref.WeakSet(), weakref.WeakSet())
-    with _one_at_a_time:
-        under_way = [
-            sampler
-            for other in _followers
-            if other.dataset is ANY_DATA
-            for sampler in other.samplers
-            if sampler.dataset is dataset
-        ]
-        _followers = (*_followers, one)
-        private.replace_iterator_maker(_make_iterator)
+    _followers.append(one)
+    private.replace_iterator_maker(_make_iterator)
     for sampler in under_way:
         sampler.tell_also(listener)
         one.samplers.add(sampler)
@@ -64,17 +62,16 @@ def follow_data(dataset: Any, listener: Listener, wants: Callable[[DataLoader[An
 
 def forget_data(listener: Listener) -> None:
     """Tell it no more, and leave torch as it was once nobody listens; once more does nothing."""
-    global _followers
-    with _one_at_a_time:
-        for one in _followers:
-            if one.listener is listener:
-                for sampler in one.samplers:
-                    sampler.tell_no_more(listener)
-                for loader in one.loaders:
-                    _release(loader)
-        _followers = tuple(one for one in _followers if one.listener is not listener)
-        if not _followers:
-            private.put_iterator_maker_back()
+    for one in [one for one in _followers if one.listener is listener]:
+        for sampler in [*one.samplers]:
+            sampler.tell_no_more(listener)
+        for loader in [*one.loaders]:
+            _release(loader)
+        _followers.remove(one)
+    if not _followers:
+        private.put_iterator_maker_back()
+    if _followers:  # another thread has begun to follow meanwhile
+        private.replace_iterator_maker(_make_iterator)
 
 
 def _release(loader: DataLoader[Any]) -> None:
@@ -92,7 +89,7 @@ def _make_iterator(loader: DataLoader[Any], original: Callable[[], Any]) -> Any:
         interested += _interested_in(loader)
     if not interested:
         return original()
-    with _one_at_a_time:
+    with one_at_a_time(loader):
         iterator = recorded(loader, [one.listener for one in interested], original)
     with contained(lambda _: None):
         _note(interested, loader, iterator)
@@ -103,7 +100,7 @@ def _interested_in(loader: DataLoader[Any]) -> list[_Follower]:
     if private.GET_ITERATOR in vars(loader):
         return []
     dataset = getattr(loader, "dataset", None)
-    found = [one for one in _followers if one.dataset is dataset or one.dataset is ANY_DATA]
+    found = [one for one in [*_followers] if one.dataset is dataset or one.dataset is ANY_DATA]
     return [one for one in found if one.wants(loader)]
 
 

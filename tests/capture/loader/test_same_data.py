@@ -1,11 +1,14 @@
 """Another loader over the data set of the train loader is as good as the train loader."""
 
+import threading
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from prioritymonitor import GradientMonitor
 from tests.capture.loader.test_running_ahead import SAMPLES, dataset, train, watched
+from tests.support.interrupted import interrupted_everywhere
 from tests.support.observed import labels_seen
 
 
@@ -83,3 +86,21 @@ def test_nothing_is_left_on_torch_or_on_the_loaders():
     assert type(made._iterator).__module__ == "torch.utils.data.dataloader"
     assert "unrecorded" not in vars(type(made._iterator))
     assert len(list(made)) == 7
+
+
+def test_after_an_interruption_anywhere_other_threads_go_on():
+    """What all threads of a process wait for must not stay taken."""
+    data, lines = dataset(), 0
+    for lines in interrupted_everywhere(lambda: watched(DataLoader(data))[2].close()):  # noqa: B007
+        finished = threading.Event()
+
+        def in_a_thread(finished=finished):
+            model, optimizer, monitor = watched(DataLoader(data))
+            for batch in DataLoader(data, batch_size=60):
+                train(model, optimizer, batch)
+            monitor.close()
+            finished.set()
+
+        threading.Thread(target=in_a_thread, daemon=True).start()
+        assert finished.wait(30)
+    assert lines > 100
