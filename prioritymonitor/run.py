@@ -138,11 +138,6 @@ class Run:
 
     # Passes and steps
 
-    @property
-    def follows_samples(self) -> bool:
-        """Whether samples can be told apart."""
-        return self.judge is not None and self.phase is not Phase.IDENTITY_LOST
-
     def _observed(self, observation: Observation) -> None:
         if self.judge is not None:
             self.judge.others.begins_with(observation)
@@ -199,10 +194,13 @@ class Run:
 
     def end_epoch(self) -> None:
         """End the epoch that is under way, if one is."""
+        recorder, capture = self.attached.recorder, self.attached.capture
         with self.guard.lock, contained(self._failed):
-            if self.attached.recorder is not None:
-                self.attached.recorder.end_epoch()
-            elif self.attached.capture.steps > self.steps_at_end:
+            if capture.steps == self.steps_at_end:
+                capture.missing_steps.epoch_ended()  # left open: its step may come
+            elif recorder is not None:
+                recorder.end_epoch()
+            else:
                 self._end_epoch()
 
     def _end_epoch(self) -> None:
@@ -234,7 +232,7 @@ class Run:
             self.reports.stop(decision, steps, self.table.suspect_columns)
 
     def _judge(self, record: Record) -> Decision:
-        if self.judge is not None and self.follows_samples:
+        if self.judge is not None and self.phase is not Phase.IDENTITY_LOST:
             try:
                 return self.judge.end_epoch(record, self.records, self.decision)
             except NotJudged as error:

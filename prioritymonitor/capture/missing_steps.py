@@ -47,7 +47,7 @@ class MissingSteps:
         self._on_problem = on_problem
         self._epochs = 0
         self._passes = 0
-        self._batches = 0
+        self._batches = self._batches_at_end = 0
         self._drops = 0
         self._latest: object = None
         self._is_said = False
@@ -84,7 +84,10 @@ class MissingSteps:
             self._say(f"in {MOST_BATCHES} batches that {self._model} was trained on")
 
     def epoch_ended(self) -> None:
-        """An epoch is over, and no step was made in it."""
+        """An epoch is over, and no step was made in it; without batches it is none."""
+        if self._batches == self._batches_at_end:
+            return
+        self._batches_at_end = self._batches
         self._epochs += 1
         if self._epochs == 2:  # the one of the first may follow it, where it is made of all batches
             self._say("in two epochs")
@@ -102,7 +105,7 @@ class MissingSteps:
 
     def step_made(self) -> None:
         """The watched optimizer made a step."""
-        self._passes, self._batches, self._drops, self._epochs = 0, 0, 0, 0
+        self._passes = self._batches = self._batches_at_end = self._drops = self._epochs = 0
         self._latest, self._stepped_instead, self._is_said = None, None, False
         if self._handle is not None:
             self._guard.attachments.remove(self._handle)

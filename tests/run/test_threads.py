@@ -69,3 +69,19 @@ def test_other_threads_close_no_epoch_by_looking():
             assert monitor.should_stop is False
             assert len(monitor.history()) == 2  # the thread that trains does
     monitor.close()
+
+
+@settings
+def test_an_epoch_ended_before_the_step_of_its_last_batch_has_that_batch(setting, said):
+    run = SmallRun()
+    monitor = run.watched(stop=None, **SETTINGS[setting])
+    for x, y, _index in run.loader:
+        monitor.end_epoch()
+        run.optimizer.zero_grad()
+        run.criterion(run.model(x), y).backward()
+        monitor.end_epoch()
+        run.optimizer.step()
+    monitor.end_epoch()
+    assert set(monitor.samples()["visits"]) == {1}
+    assert not said()
+    monitor.close()
