@@ -76,12 +76,12 @@ def test_an_epoch_ended_before_the_step_of_its_last_batch_has_that_batch(setting
     run = SmallRun()
     monitor = run.watched(stop=None, **SETTINGS[setting])
     for x, y, _index in run.loader:
-        monitor.end_epoch()
         run.optimizer.zero_grad()
         run.criterion(run.model(x), y).backward()
         monitor.end_epoch()
         run.optimizer.step()
-    monitor.end_epoch()
+        monitor.end_epoch()
+    assert len(monitor.history()) == len(run.loader)
     assert set(monitor.samples()["visits"]) == {1}
     assert not said()
     monitor.close()
