@@ -81,6 +81,7 @@ def train(
             optimizer.step()
         raw_accuracy.append(_test_accuracy(model, problem))
         # Here a script says `if monitor.should_stop: break`. The demo goes on to show what follows.
+        monitor.should_stop  # noqa: B018
     returned_epoch = monitor.restore_best()
     monitor.close()
 

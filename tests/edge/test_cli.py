@@ -61,6 +61,11 @@ def complaint(monkeypatch, capsys):
     return call
 
 
+def test_the_demo_is_no_loop_that_is_told_to_read_the_advice(tmp_path, caplog):
+    run("demo", "--log-dir", tmp_path / "demo", "--epochs", 3)
+    assert not any("should_stop" in record.getMessage() for record in caplog.records)
+
+
 def test_the_demo_hands_back_better_weights_than_those_of_the_last_epoch(demo):
     _, report = demo
     assert accuracy(report, "returned weights") > accuracy(report, "last epoch")
