@@ -18,14 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .connections import group_of
 from .errors import PriorityMonitorError, described
 
 PATIENCE = timedelta(seconds=60)
 """How long to wait for a rank that is late. In a data-parallel run none is late by more than a
 step, unless it has gone."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05
-"""Seconds from one look at the store to the next."""
+_FIRST_PAUSE, _LONGEST_PAUSE, _LOOKS = 0.0005, 0.05, 2_000
+"""Seconds from one look at the store to the next, and how many looks all ranks take in a second:
+the user's own collectives may need the store as well, and it answers one after the other."""
 
 _CLOSED = "closed"
 """What a rank says on leaving that closes its monitor."""
@@ -80,7 +82,8 @@ class Ranks:
         self._asked = self._epochs = 0
         self._group: Any = None
         self._group_members: list[int] = []
-        self._old_keys: list[str] = []
+        self._old_keys: list[str] = []  # for this rank to delete
+        self._departures: list[tuple[int, str]] = []
         self._out_of_touch: OutOfTouch | None = None
 
     @classmethod
@@ -158,7 +161,7 @@ class Ranks:
         keys = [f"{self._epoch_key}/{batches}", self._epoch_key]
         for key in keys:
             self._store.add(key, 1)
-        self._old_keys += keys
+        self._old_keys += keys if self.rank == self.members[0] else []
 
     def have_as_many(self, batches: int | None) -> bool:
         """Whether no rank is known to have another number of batches in this epoch.
@@ -176,8 +179,9 @@ class Ranks:
             why: None if its monitor was closed.
         """
         try:
-            self._store.set(self._left(self.rank), _CLOSED if why is None else why)
-            self._store.add(f"{self._name}/left", 1)
+            number = self._store.add(f"{self._name}/left", 1)
+            said = json.dumps([self.rank, _CLOSED if why is None else why])
+            self._store.set(f"{self._name}/left/{number}", said)
         except RuntimeError:  # the run is over, and nobody asks
             return
         finally:
@@ -200,24 +204,21 @@ class Ranks:
         before, self.members = self.members, self._meet(name, self.members)
         members = self.members
         if members == before:
-            self._tidy(name, members)
+            self._tidy(name)
         if members == self._group_members:
             return
         self._group, self._group_members = None, members
         if len(members) > 1:
-            group = "-".join(map(str, _runs(members)))
-            store = dist.distributed_c10d.PrefixStore(f"{self._name}/group/{group}", self._store)
-            place, count = members.index(self.rank), len(members)
-            self._group = dist.ProcessGroupGloo(store, place, count, timeout=self._patience)
+            name = f"{self._name}/group"
+            self._group = group_of(self._store, name, members, self.rank, self._patience)
 
-    def _tidy(self, name: str, members: list[int]) -> None:
+    def _tidy(self, name: str) -> None:
         """All have come here, so none will look again at the meetings before."""
-        kept = {*self._keys_of(name, members), self._epoch_key}
-        kept |= {key for key in self._old_keys if key.startswith(f"{self._epoch_key}/")}
+        kept = (f"{name}/", f"{self._epoch_key}/")
         for key in self._old_keys:
-            if key not in kept and members[0] == self.rank:
+            if not f"{key}/".startswith(kept):
                 self._store.delete_key(key)
-        self._old_keys = [key for key in self._old_keys if key in kept]
+        self._old_keys = [key for key in self._old_keys if f"{key}/".startswith(kept)]
 
     def _meet(self, name: str, expected: list[int]) -> list[int]:
         """Wait for the others, and agree on who came: the first to go on says it for all.
@@ -227,17 +228,17 @@ class Ranks:
                 use: it would not stop with the others.
         """
         self._store.set(f"{name}/{self.rank}", "here")
-        self._store.add(f"{name}/count", 1)
+        is_last = self._store.add(f"{name}/count", 1) >= len(expected)
         until, pause = time.monotonic() + self._patience.total_seconds(), _FIRST_PAUSE
-        while self._is_incomplete(name, expected) and time.monotonic() < until:
+        while not is_last and self._is_incomplete(name, expected) and time.monotonic() < until:
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-        came = expected
-        if not self._store.check([f"{name}/{rank}" for rank in expected]):
-            came = [rank for rank in expected if self._store.check([f"{name}/{rank}"])]
+            pause = min(2 * pause, max(_LONGEST_PAUSE, len(expected) / _LOOKS))
+        is_said = is_last or self._store.check([f"{name}/came"])
+        came = expected if is_said else self._here(name, expected)
         said = json.dumps([came, self._why_missing(expected, came)])
         came, why = json.loads(self._store.compare_set(f"{name}/came", "", said))
-        self._old_keys += self._keys_of(name, expected)
+        shared = ("count", "came") if self.rank == expected[0] else ()
+        self._old_keys += [f"{name}/{what}" for what in (self.rank, *shared)]
         if self.rank not in came:
             raise OutOfTouch(f"{self._late(self.rank)}, and the others have gone on", True)
         if why is not None:
@@ -245,22 +246,37 @@ class Ranks:
         return [*came]
 
     def _is_incomplete(self, name: str, expected: list[int]) -> bool:
-        if self._count(f"{name}/count") >= len(expected):
-            return False
+        """Whether to wait on; the last to come says that they are complete."""
         if self._store.check([f"{name}/came"]):
-            return False  # someone has gone on already
-        if not self._count(f"{self._name}/left"):
+            return False
+        gone = self._gone().keys() & {*expected}
+        if not gone or self._count(f"{name}/count") + len(gone) < len(expected):
             return True
-        waited_for = [rank for rank in expected if not self._store.check([f"{name}/{rank}"])]
-        return any(not self._store.check([self._left(rank)]) for rank in waited_for)
+        return not self._store.check([f"{name}/{rank}" for rank in expected if rank not in gone])
+
+    def _here(self, name: str, ranks: list[int]) -> list[int]:
+        """Those of some ranks that have come, by few questions where few are missing."""
+        if self._store.check([f"{name}/{rank}" for rank in ranks]):
+            return ranks
+        half = len(ranks) // 2
+        return self._here(name, ranks[:half]) + self._here(name, ranks[half:]) if half else []
+
+    def _gone(self) -> dict[int, str]:
+        """Why ranks have left that have."""
+        for number in range(len(self._departures) + 1, self._count(f"{self._name}/left") + 1):
+            key = f"{self._name}/left/{number}"
+            if not self._store.check([key]):
+                break  # it is just about to say why
+            self._departures.append(json.loads(self._store.get(key)))
+        return dict(self._departures)
 
     def _why_missing(self, expected: list[int], came: list[int]) -> str | None:
         """Of those missing, what is wrong with one of them; None if they may be missing."""
+        gone = self._gone() if len(came) < len(expected) else {}
         for rank in (rank for rank in expected if rank not in came):
-            if self._store.check([self._left(rank)]):
-                why = self._store.get(self._left(rank)).decode()
-                if why != _CLOSED:
-                    return f"on rank {rank} {why}"
+            if rank in gone:
+                if gone[rank] != _CLOSED:
+                    return f"on rank {rank} {gone[rank]}"
             elif self._count(_monitors_of(rank)) >= self._number:
                 return self._late(rank)
         return None
@@ -271,24 +287,6 @@ class Ranks:
     def _count(self, key: str) -> int:
         return int(self._store.add(key, 0))
 
-    def _left(self, rank: int) -> str:
-        return f"{self._name}/left/{rank}"
-
-    @staticmethod
-    def _keys_of(meeting: str, expected: list[int]) -> list[str]:
-        return [f"{meeting}/{what}" for what in (*expected, "count", "came")]
-
 
 def _monitors_of(rank: int) -> str:
     return f"prioritymonitor/monitors_of/{rank}"
-
-
-def _runs(members: list[int]) -> list[str]:
-    """Numbers written short: 0, 1, 2, 5 as 0+3, 5+1."""
-    runs: list[list[int]] = []
-    for member in members:
-        if runs and member == runs[-1][0] + runs[-1][1]:
-            runs[-1][1] += 1
-        else:
-            runs.append([member, 1])
-    return [f"{first}+{count}" for first, count in runs]

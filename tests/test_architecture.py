@@ -12,7 +12,7 @@ import prioritymonitor
 PACKAGE = Path(prioritymonitor.__file__).parent
 
 LAYERS = [
-    {"errors", "records", "tags", "type_names"},
+    {"connections", "errors", "records", "tags", "type_names"},
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments", "data_parallel"},

@@ -1,54 +1,17 @@
 """Trainings in which a rank does what it should not; see `launched.launch`."""
 
 import sys
-import time
-from datetime import timedelta
 from pathlib import Path
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 
-import prioritymonitor.ranks
-from prioritymonitor.samples.table import SampleTable
+from tests.ranks.misdeeds import LAST, Place, closes, fails, have_patience, raises, relabels, sleeps
 from tests.ranks.training import RANK, train
 
 PATIENCE = 1.5
 """Seconds."""
-EPOCHS, LAST = 4, 15
-
-
-def sleeps(late):
-    """After the gradients were exchanged, where the other rank goes on to the epoch's end."""
-
-    def before_step(monitor, epoch, number):
-        if late == RANK and (epoch, number) == (2, LAST):
-            time.sleep(2 * PATIENCE)
-
-    return before_step
-
-
-def closes_early(monitor, epoch, number):
-    if RANK == 1 and (epoch, number) == (2, 3):
-        monitor.close()
-
-
-def fails(monitor, epoch, number):
-    """The bug is ours."""
-    if RANK == 1 and (epoch, number) == (2, 3):
-        fails.bug = mock.patch.object(SampleTable, "record", side_effect=ValueError("bug"))
-        fails.bug.start()
-    elif RANK == 1 and epoch == 3:
-        fails.bug.stop()
-
-
-def relabelled(labels, epoch):
-    return labels.flip(0) if RANK == 1 and epoch > 1 else labels
-
-
-def raises(monitor, epoch, number):
-    if RANK == 1 and (epoch, number) == (2, 3):
-        raise KeyError("of the user's")
+EPOCHS = 4
 
 
 def trainings(kind):
@@ -56,11 +19,14 @@ def trainings(kind):
     results = {"unwatched": train(**options, is_watched=False)}
     if kind == "not on the first":
         return results | {kind: train(**options, is_watched=RANK == 1)}
+    relabelled = relabels(Place(1, 2, 1))
+    # After the gradients were exchanged, where the other rank goes on to the epoch's end.
+    late = [sleeps(Place(rank, 2, LAST), 2 * PATIENCE) for rank in (0, 1)]
     return results | {
-        "closes early": train(**options, before_step=closes_early),
-        "sleeps": train(**options, before_step=sleeps(1)),
-        "the first sleeps": train(**options, before_step=sleeps(0)),
-        "fails": train(**options, before_step=fails),
+        "closes early": train(**options, before_step=closes(Place(1, 2, 3))),
+        "sleeps": train(**options, before_step=late[1]),
+        "the first sleeps": train(**options, before_step=late[0]),
+        "fails": train(**options, before_step=fails(Place(1, 2, 3))),
         "does not read": train(**options, reads=RANK == 0),
         "loses identity": train(**options, relabelled=relabelled),
         "loses identity, unwatched": train(**options, relabelled=relabelled, is_watched=False),
@@ -70,11 +36,11 @@ def trainings(kind):
 
 def main(folder, kind):
     torch.set_num_threads(1)
-    prioritymonitor.ranks.PATIENCE = timedelta(seconds=PATIENCE)
+    have_patience(PATIENCE)
     dist.init_process_group("gloo")
     torch.save(trainings(kind), folder / f"{RANK}.pt")
     if kind == "not on the first":
-        train(before_step=raises)
+        train(before_step=raises(Place(1, 2, 3)))
     dist.destroy_process_group()
 
 

@@ -23,14 +23,21 @@ def launch(module, folder, ranks=2, *args, check=True, timeout=300):
         timeout: Seconds until it is taken to hang.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*command, f"--nproc_per_node={ranks}", "-m", module, str(folder), *args],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
     )
+    try:
+        written = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it ends the ranks; killed, it would leave them
+        process.communicate()
+        raise
+    done = subprocess.CompletedProcess(process.args, process.returncode, *written)
     if check:
         assert done.returncode == 0, done.stderr
     saved = [folder / f"{rank}.pt" for rank in range(ranks)]

@@ -2,6 +2,7 @@
 
 import threading
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from prioritymonitor.ranks import OutOfTouch, Ranks, is_alone, is_first
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
 MOMENT = timedelta(seconds=0.5)
+FILES = Path("/proc/self/fd")
 
 
 def group(count, made=None, store=None, patience=MOMENT):
@@ -183,6 +185,35 @@ def test_what_is_left_in_the_store_does_not_grow_with_the_epochs():
         assert on_each(ranks, summed(f"epoch {epoch}")) == [3.0] * 2
         keys.append(store.num_keys())
     assert keys[1] == keys[-1]
+
+
+def test_ranks_that_have_all_come_are_not_looked_for_one_by_one():
+    class Asked(dist.HashStore):
+        most = 0
+
+        def check(self, keys):
+            self.most = max(self.most, len(keys))
+            return super().check(keys)
+
+    store = Asked()
+    assert on_each(group(4, store=store), summed()) == [10.0] * 4
+    assert store.most == 1
+
+
+def test_those_who_are_missing_are_found_among_many():
+    ranks = group(9, made=9)
+    for absent in (2, 7):
+        ranks[absent].leave(None)
+    there = [rank for rank in ranks if rank.rank not in (2, 7)]
+    assert on_each(there, summed()) == [45.0 - 3 - 8] * 7
+    assert there[0].members == [0, 1, 3, 4, 5, 6, 8]
+
+
+@pytest.mark.skipif(not FILES.is_dir(), reason="open files are counted on Linux")
+def test_a_rank_is_connected_with_its_neighbours_only():
+    before, ranks = len([*FILES.iterdir()]), group(8)
+    assert on_each(ranks, summed()) == [36.0] * 8
+    assert len([*FILES.iterdir()]) - before < 8 * 7
 
 
 def test_a_store_that_fails_does_not_hold_up_the_one_that_leaves():

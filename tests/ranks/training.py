@@ -78,7 +78,9 @@ def train(
     accumulate=1,
     uses_join=False,
     reads=True,
+    seed=0,
     before_step=lambda monitor, epoch, number: None,
+    leaves=lambda epoch, number: False,
     relabelled=lambda labels, epoch: labels,
     **options,
 ):
@@ -91,12 +93,14 @@ def train(
         accumulate: Micro-batches of a step.
         uses_join: Whether ranks have different numbers of batches.
         reads: Whether `should_stop` is read.
+        seed: Of the first weights.
         before_step: Called between the backward pass and the step.
+        leaves: Whether the loop breaks off its pass after that step.
         relabelled: What the loop makes of the labels.
         options: For the monitor.
     """
     loader = joined() if loader is None else loader
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, CLASSES)).double()
     net = nn.parallel.DistributedDataParallel(model) if RANKS > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
@@ -116,6 +120,8 @@ def train(
                         before_step(monitor, epoch, number)
                         optimizer.step()
                         optimizer.zero_grad()
+                    if leaves(epoch, number):
+                        break
             stopped.append(bool(monitor) and reads and monitor.should_stop)
             if epochs > 10 and stopped[-1]:
                 break
