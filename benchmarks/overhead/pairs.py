@@ -58,6 +58,8 @@ class Method:
     pairs: int
     seconds: float
     """Least time of a measurement."""
+    agreed: Callable[[float], float] = float
+    """What processes that train together make of each one's time, so that all end at once."""
 
 
 @dataclass
@@ -138,7 +140,7 @@ def time_pair(
         for loop in loops:
             take(loop, len(plain.loader))  # an epoch of warm-up
         with no_garbage_collection():
-            while min(spent) < method.seconds:
+            while method.agreed(min(spent)) < method.seconds:
                 for side, (training, loop) in enumerate(zip((plain, watched), loops, strict=True)):
                     training.synchronize()
                     since = method.clock()

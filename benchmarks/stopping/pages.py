@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.ranks import report as ranks
 from benchmarks.stopping.report import going_on, rule, runs, stopping, suspects
 from benchmarks.trainers import report as trainers
 
@@ -41,6 +42,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "trainers-same": trainers.same_training,
     "trainers-scripts": trainers.scripts,
     "trainers-run-ahead": trainers.run_ahead,
+    "ranks-faults": ranks.faults,
+    "ranks-epochs": ranks.epochs,
+    "ranks-reports": ranks.reports,
+    "ranks-measured": ranks.measured,
+    "ranks-memory": ranks.memory,
+    "ranks-overhead": ranks.overhead,
 }
 
 
