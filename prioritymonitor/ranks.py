@@ -117,6 +117,22 @@ class Ranks:
             raise
         return result
 
+    def in_step(self, exchange: Callable[[], _Result]) -> _Result:
+        """Exchange something that the judgement does not hang on, in the middle of an epoch.
+
+        Each rank must ask as often as the others. Where one doesn't, no rank is given anything.
+
+        Args:
+            exchange: Calls `total`, `least` and `first_rows`, in the same order on each rank.
+
+        Raises:
+            OutOfTouch: A rank doesn't ask.
+            RuntimeError: The connection is lost.
+        """
+        self._asked += 1
+        self._come_together(f"{self._name}/step/{self._asked}")
+        return exchange()
+
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, on the host."""
         return self._reduced(tensor, dist.ReduceOp.SUM)
@@ -128,19 +144,14 @@ class Ranks:
     def first_rows(self, own: Tensor, most: int) -> Tensor:
         """The first rows of all ranks, one rank's after the other's, on the host.
 
-        Each rank must ask as often as the others. Where one doesn't, no rank is given any.
-
         Args:
             own: `[rows, size]`, as many as this rank has.
             most: So many rows at most.
 
         Raises:
-            OutOfTouch: A rank doesn't ask.
             PriorityMonitorError: Rows of ranks differ in size.
             RuntimeError: The connection is lost.
         """
-        self._asked += 1
-        self._come_together(f"{self._name}/rows/{self._asked}")
         place = self.members.index(self.rank)
         shapes = torch.zeros(len(self.members), 2, dtype=torch.int64, device="cpu")
         shapes[place] = torch.tensor(own.shape)

@@ -106,7 +106,9 @@ class Run:
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
         self.grouping = Grouping(settings.noisy, self.table if self.judge else None)
         overhead = self.guard.stopwatch.share
-        self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
+        others = self.judge.others if self.judge is not None else None
+        log = self.log.once
+        self.steps = Steps(settings.every, self.grouping, self.reports, overhead, log, others)
         self.loop = Loop(model, optimizer, recorder, settings, self.log.once)
         held_out = self.attached.held_out(model, settings)
         self.validation = Validation(held_out, self.guard.stopwatch, self.reports, self.log)
@@ -208,8 +210,8 @@ class Run:
             return
         capture = self.attached.capture
         capture.observe()
-        self.steps.report()
         steps, epoch = capture.steps, self.epoch + 1
+        self.steps.end_epoch(steps)
         if steps == self.steps_at_end:
             return capture.missing_steps.epoch_ended()  # nobody was trained, as far as we see
         self.log.once(*self.attached.check_labels())
