@@ -52,6 +52,8 @@ class DataParallel:
         self._say = say
         self._batches: int | None = None
         self._has_left = False
+        self.at_epoch_end: Callable[[Ranks, int], None] = _nothing
+        """What else ranks exchange then; gets them and the number of steps."""
         table.first_visits.rows_of_all = self._rows_of_all
         if not is_alone():
             # The others know from now on that this rank has a monitor.
@@ -123,6 +125,7 @@ class DataParallel:
                 "whole data set, and a DistributedSampler its part of it"
             )
         record |= _validation_of_all(ranks, record)
+        self.at_epoch_end(ranks, record["step"])
         return None
 
     def _tell_of(self, gone: set[int]) -> None:
@@ -174,3 +177,7 @@ def _validation_of_all(ranks: Ranks, record: Record) -> Record:
     if torch.equal(least, -minus_most):
         return {}
     return {"validation": right / samples, "validation_samples": int(samples)}
+
+
+def _nothing(ranks: Ranks, steps: int) -> None:
+    """Nobody has more to exchange."""

@@ -61,6 +61,7 @@ class JoinedSteps:
         """What ranks have agreed on; None before the first exchange."""
         self._first = 0
         self._is_over = False
+        others.at_epoch_end = self._exchange_at_epoch_end
 
     @property
     def is_on(self) -> bool:
@@ -79,23 +80,37 @@ class JoinedSteps:
         if most is None:
             self._first = place
         if most is None or (place + 1) % most == 0:
-            self.exchange(number)
+            with contained(self._give_up):
+                if not self._others.may_end_now():
+                    raise PriorityMonitorError(
+                        "ranks are not known to have the same number of batches"
+                    )
+                self._others.in_step(lambda ranks: self._exchange(ranks, number))
 
-    def exchange(self, number: int) -> None:
-        """Put together what waits, on all ranks at the same step.
+    def end_epoch(self) -> None:
+        """The epoch has ended, with an exchange if the ranks have met."""
+        if self._most_waiting is not None and not self.is_on:
+            self._give_up(PriorityMonitorError("ranks are not in touch"))
+
+    def _exchange_at_epoch_end(self, ranks: Ranks, number: int) -> None:
+        with contained(self._give_up):
+            self._exchange(ranks, number)
+
+    def _exchange(self, ranks: Ranks, number: int) -> None:
+        """Put together what waits, on all ranks after the same step.
 
         Args:
-            number: Of the last step that was made.
+            ranks: Those who have come.
+            number: Of the step that was made last.
         """
-        if not self.is_on:
-            return
-        with contained(self._give_up):
-            if not self._others.may_end_now():
-                raise PriorityMonitorError("ranks are not known to have the same number of batches")
-            joined = self._others.in_step(lambda ranks: self._joined(ranks, number))
-            self._waiting, self._first = {}, self._place(number) + 1
-            for place, waiting in joined.items():
-                self._statistics.add(self._number(place), waiting.time, waiting.part)
+        joined: dict[int, _Waiting] = {}
+        layouts = self._agreed(ranks, number)
+        for layout, places in itertools.groupby(layouts, key=layouts.__getitem__):
+            if layout:
+                joined |= self._added_up(ranks, [*places])
+        self._waiting, self._first = {}, self._place(number) + 1
+        for place, one in joined.items():
+            self._statistics.add(self._number(place), one.time, one.part)
 
     def _place(self, number: int) -> int:
         """Which measured step it is, or was the last before it."""
@@ -105,22 +120,15 @@ class JoinedSteps:
         return place * self._every + 1
 
     def _give_up(self, error: Exception) -> None:
-        self._is_over = True
         waiting, self._waiting = self._waiting, {}
         for place, one in waiting.items():
             self._statistics.add(self._number(place), one.time, one.part)
-        self._say(
-            "statistics of steps are those of this rank's part of the batch from here on, losses, "
-            f"suspects and the stop go on: {described(error)}"
-        )
-
-    def _joined(self, ranks: Ranks, number: int) -> dict[int, _Waiting]:
-        layouts = self._agreed(ranks, number)
-        joined: dict[int, _Waiting] = {}
-        for layout, places in itertools.groupby(layouts, key=layouts.__getitem__):
-            if layout:
-                joined |= self._added_up(ranks, [*places])
-        return joined
+        if not self._is_over:
+            self._say(
+                "statistics of steps are those of this rank's part of the batch from here on: "
+                f"{described(error)}"
+            )
+        self._is_over = True
 
     def _agreed(self, ranks: Ranks, number: int) -> dict[int, int]:
         """The layout of each step that waits, the same on all ranks; 0 where it is not.
@@ -130,7 +138,10 @@ class JoinedSteps:
         """
         parts = [one.part for one in self._waiting.values()]
         own = [number, -number, self._first, -self._first]
-        own += [0 if self.has_failed else 1, min([MOST_WAITING, *map(_most_waiting, parts)])]
+        own += [
+            int(not (self.has_failed or self._is_over)),
+            min([MOST_WAITING, *map(_most_waiting, parts)]),
+        ]
         places = range(self._first, self._first + MOST_WAITING)
         for place in places:
             layout = _layout(self._waiting[place].part) if place in self._waiting else 0

@@ -97,7 +97,7 @@ class Ranks:
 
         Args:
             name: Of the occasion, the same on each rank, and another each time.
-            exchange: Calls `total` and `least`, in the same order on each rank.
+            exchange: Calls `total`, `least` and `first_rows`, in the same order on each rank.
 
         Raises:
             OutOfTouch: This rank came late, or another one is missing whose monitor is in use; from
@@ -118,15 +118,13 @@ class Ranks:
         return result
 
     def in_step(self, exchange: Callable[[], _Result]) -> _Result:
-        """Exchange something that the judgement does not hang on, in the middle of an epoch.
-
-        Each rank must ask as often as the others. Where one doesn't, no rank is given anything.
+        """Exchange something that no judgement hangs on, in the middle of an epoch.
 
         Args:
-            exchange: Calls `total`, `least` and `first_rows`, in the same order on each rank.
+            exchange: As for `together`. Each rank must ask as often as the others.
 
         Raises:
-            OutOfTouch: A rank doesn't ask.
+            OutOfTouch: A rank doesn't ask; no rank is given anything.
             RuntimeError: The connection is lost.
         """
         self._asked += 1
@@ -150,7 +148,6 @@ class Ranks:
 
         Raises:
             PriorityMonitorError: Rows of ranks differ in size.
-            RuntimeError: The connection is lost.
         """
         place = self.members.index(self.rank)
         shapes = torch.zeros(len(self.members), 2, dtype=torch.int64, device="cpu")
@@ -201,9 +198,7 @@ class Ranks:
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         own = tensor.detach().to("cpu", copy=True).contiguous()
         if self._group is not None:
-            options = dist.AllreduceOptions()
-            options.reduceOp = operation
-            self._group.allreduce([own], options).wait()
+            self._group.allreduce([own], operation).wait()
         return own
 
     def _come_together(self, name: str) -> None:

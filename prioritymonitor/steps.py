@@ -71,10 +71,10 @@ class Steps:
             part = part_of(step, head_passes(step, weight), true_label)
         return self._joined.add(number, part)
 
-    def end_epoch(self, number: int) -> None:
-        """The epoch ends after the step of this number; all that was measured in it is written."""
+    def end_epoch(self) -> None:
+        """The epoch has ended, on all ranks: what was measured in it is written."""
         if self._joined is not None:
-            self._joined.exchange(number)
+            self._joined.end_epoch()
         self.report()
 
     def report(self) -> None:
