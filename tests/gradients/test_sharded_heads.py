@@ -32,6 +32,8 @@ model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
 if how == "fully_shard":
     for part in (model[0], model[2], model):
         fully_shard(part, mesh=mesh)
+if how == "in part":
+    fully_shard(model[0], mesh=mesh)
 if how == "parallelize_module":
     parallelize_module(model[2], mesh, ColwiseParallel())
 data = TensorDataset(torch.randn(32, 5), torch.randint(3, (32,)))
@@ -49,6 +51,7 @@ print(json.dumps({
     "followed": int((monitor.samples()["visits"] > 0).sum()),
     "reason": monitor.decision.reason.name,
     "told": told,
+    "restored": monitor.restore_best(),
 }))
 monitor.close()
 dist.destroy_process_group()
@@ -71,6 +74,12 @@ def test_a_head_that_one_rank_holds_is_measured_as_a_plain_one(how, tmp_path):
     assert sharded["latest"] == pytest.approx(plain["latest"], rel=1e-5, nan_ok=True)
     assert "dominance_ratio" in sharded["latest"]
     assert sharded["followed"] == 32
+
+
+def test_weights_are_kept_of_a_model_of_which_a_part_is_spread(tmp_path):
+    found = trained("in part", "head", tmp_path)
+    assert found["told"] == []
+    assert found["restored"] is not None
 
 
 def test_all_parameters_are_left_alone_and_the_head_is_measured(tmp_path):
