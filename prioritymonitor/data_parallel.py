@@ -84,6 +84,11 @@ class DataParallel:
         """Whether ranks come to the end of an epoch at the same time, with their last batches."""
         return self._others is None or self._others.have_as_many(self._batches)
 
+    def had_no_batch(self) -> None:
+        """A traversal was over at once: this rank makes no step, and can't end an epoch."""
+        if self._others is not None:
+            self.leave("train_loader gave no batch, so epochs can't be told")
+
     def begins_with(self, observation: Observation) -> None:
         """Samples are trained on, in batches as large as these."""
         if self._others is not None:

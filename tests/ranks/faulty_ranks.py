@@ -8,10 +8,11 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 
 import prioritymonitor.ranks
 from prioritymonitor.samples.table import SampleTable
-from tests.ranks.training import RANK, train
+from tests.ranks.training import RANK, data, train
 
 PATIENCE = 1.5
 """Seconds."""
@@ -51,6 +52,11 @@ def steps_fail(monitor, epoch, number):
         steps_fail.bug.stop()
 
 
+def no_batches():
+    """On one rank; the other has some."""
+    return DataLoader(data(), 20, sampler=range(200) if RANK == 0 else [])
+
+
 def relabelled(labels, epoch):
     return labels.flip(0) if RANK == 1 and epoch > 1 else labels
 
@@ -75,6 +81,8 @@ def trainings(kind):
         "does not read": train(**options, reads=RANK == 0),
         "loses identity": train(**options, relabelled=relabelled),
         "loses identity, unwatched": train(**options, relabelled=relabelled, is_watched=False),
+        "no batches": train(no_batches(), uses_join=True, **options),
+        "no batches, unwatched": train(no_batches(), uses_join=True, is_watched=False, **options),
         "has none": train(**options, is_watched=RANK == 0),
     }
 

@@ -18,6 +18,7 @@ KINDS = (
     "fails",
     "does not read",
     "loses identity",
+    "no batches",
     "has none",
 )
 
@@ -49,13 +50,15 @@ def test_nobody_waits_longer_than_the_patience(kind, ranks):
         assert rank[kind]["seconds"] < rank["unwatched"]["seconds"] + slept + PATIENCE + 10
 
 
-@pytest.mark.parametrize("kind", ["sleeps", "the first sleeps", "fails", "loses identity"])
+@pytest.mark.parametrize(
+    "kind", ["sleeps", "the first sleeps", "fails", "loses identity", "no batches"]
+)
 def test_where_a_rank_is_lost_whose_monitor_is_in_use_no_rank_judges(kind, ranks):
     for rank in ranks:
         stop, reason, _ = rank[kind]["decision"]
         assert not stop
-        assert reason in ("OUT_OF_TOUCH", "FAILED", "NO_IDENTITY")
-        assert len(rank[kind]["history"]) >= 1
+        assert reason in ("OUT_OF_TOUCH", "FAILED", "NO_IDENTITY", "TOO_EARLY")
+    assert len(ranks[0][kind]["history"]) >= 1
     assert ranks[0][kind]["decision"][1] == "OUT_OF_TOUCH"
 
 
@@ -69,6 +72,9 @@ def test_the_first_rank_says_what_became_of_another(ranks):
     failed, own_steps = said_of(ranks, "fails")[0]
     assert own_steps == OWN_STEPS
     assert failed.startswith("on rank 1 measuring is off after step")
+    why = "on rank 1 train_loader gave no batch, so epochs can't be told"
+    no_stop = f"{why}: no suspects and no stop from here on"
+    assert said_of(ranks, "no batches")[0] == [OWN_PART + why, no_stop]
     gone = "rank 1 has no monitor, or has closed it"
     for kind in ("closes early", "has none"):
         (line,) = said_of(ranks, kind)[0]
