@@ -160,9 +160,10 @@ def _decision(state: dict[str, Any], now: int) -> Decision:
         message=exactly(state["message"], str),
         peak_epochs=tuple(exactly(one, int) for one in exactly(state["peak_epochs"], tuple)),
     )
-    for epoch in (decision.epoch or now, decision.best_epoch or now, *decision.peak_epochs):
-        if epoch > now:
-            raise damaged(f"a decision that names epoch {epoch}, after {now} epochs")
+    best = decision.best_epoch
+    named = [*decision.peak_epochs, *([] if best is None else [best])]
+    if decision.epoch > now or not all(1 <= epoch <= now for epoch in named):
+        raise damaged(f"a decision of epoch {decision.epoch} that names {named}, after {now}")
     return decision
 
 
