@@ -126,7 +126,7 @@ def test_refused_states_leave_no_trace_in_the_training_that_goes_on():
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
 def test_what_no_run_can_have_led_to_is_refused(place, value):
-    """Each was taken before, or broke the run later."""
+    """Each would be taken by types alone, and break the run later or spoil what it tells."""
     state = saved("mid-epoch")
     inner = state
     for key in place[:-1]:
