@@ -61,8 +61,12 @@ def shown(text: str) -> str:
 
 
 def described(error: BaseException) -> str:
-    """An error in the words of its last line in a traceback."""
-    return f"{type(error).__name__}: {error}"
+    """An error in the words of its last line in a traceback, one of ours in its own."""
+    return (
+        str(error)
+        if isinstance(error, PriorityMonitorError)
+        else f"{type(error).__name__}: {error}"
+    )
 
 
 def may_pass(error: Exception) -> bool:

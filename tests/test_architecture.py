@@ -17,6 +17,7 @@ LAYERS = [
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments", "data_parallel"},
+    {"joined_steps"},
     {"attached", "in_use", "judge", "loop", "state", "steps", "validation"},
     {"run"},
     {"readings"},

@@ -88,7 +88,7 @@ class WeightKeeper:
         self._steps += behind
 
     def _pair_up(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Averages and the weights that go into them, in groups of one type and device."""
+        """Averages and the weights that go into them, in groups that one operation may take."""
         groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         for name, current in _weights(self._model).items():
             # Half precision would round small steps of the average away.
@@ -96,7 +96,8 @@ class WeightKeeper:
             if name not in self._average:
                 self._average[name] = current.detach().to(dtype, copy=True)
             average = self._average[name] = self._average[name].to(current.device)
-            averages, currents = groups[(current.device, current.dtype)]
+            mesh = getattr(current, "device_mesh", None)  # of a DTensor
+            averages, currents = groups[(current.device, current.dtype, mesh)]
             averages.append(average)
             currents.append(current)  # the parameter itself: its data may be exchanged
         return list(groups.values())

@@ -18,11 +18,11 @@ PATIENCE = 1.5
 EPOCHS, LAST = 4, 15
 
 
-def sleeps(late):
-    """After the gradients were exchanged, where the other rank goes on to the epoch's end."""
+def sleeps(late, at=LAST):
+    """After the gradients were exchanged, where the other rank goes on and waits, as at the end."""
 
     def before_step(monitor, epoch, number):
-        if late == RANK and (epoch, number) == (2, LAST):
+        if late == RANK and (epoch, number) == (2, at):
             time.sleep(2 * PATIENCE)
 
     return before_step
@@ -40,6 +40,15 @@ def fails(monitor, epoch, number):
         fails.bug.start()
     elif RANK == 1 and epoch == 3:
         fails.bug.stop()
+
+
+def steps_fail(monitor, epoch, number):
+    """The bug is ours, and the statistics of steps are all that needs it."""
+    if RANK == 1 and (epoch, number) == (1, 5):
+        steps_fail.bug = mock.patch("prioritymonitor.steps.part_of", side_effect=ValueError("bug"))
+        steps_fail.bug.start()
+    elif RANK == 1 and epoch == 3:
+        steps_fail.bug.stop()
 
 
 def relabelled(labels, epoch):
@@ -60,6 +69,8 @@ def trainings(kind):
         "closes early": train(**options, before_step=closes_early),
         "sleeps": train(**options, before_step=sleeps(1)),
         "the first sleeps": train(**options, before_step=sleeps(0)),
+        "sleeps in mid-epoch": train(**options, every=1, before_step=sleeps(1, at=1)),
+        "steps fail": train(**options, every=1, before_step=steps_fail),
         "fails": train(**options, before_step=fails),
         "does not read": train(**options, reads=RANK == 0),
         "loses identity": train(**options, relabelled=relabelled),
