@@ -78,18 +78,6 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, MemoryError) or is_torch
 
 
-def exactly(value: Any, *types: type) -> Any:
-    """A plain value that was read from a state.
-
-    Raises:
-        ArgumentValueError: It is of none of these types, or a number below zero.
-    """
-    if type(value) not in types or (type(value) is int and value < 0):
-        names = " or ".join(one.__name__ for one in types)
-        raise ArgumentValueError(f"got a damaged state: {value!r:.40} in place of {names}")
-    return value
-
-
 def is_from_signal(error: BaseException) -> bool:
     """True if a signal handler raised it: a time-out, a notice of pre-emption, a dead worker.
 

@@ -13,6 +13,7 @@ PACKAGE = Path(prioritymonitor.__file__).parent
 
 LAYERS = [
     {"errors", "records", "tags", "type_names"},
+    {"loaded"},
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments", "data_parallel"},
