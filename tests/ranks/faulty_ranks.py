@@ -5,13 +5,29 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 
-from tests.ranks.misdeeds import LAST, Place, closes, fails, have_patience, raises, relabels, sleeps
-from tests.ranks.training import RANK, train
+from tests.ranks.misdeeds import (
+    LAST,
+    Place,
+    closes,
+    fails,
+    have_patience,
+    raises,
+    relabels,
+    sleeps,
+    steps_fail,
+)
+from tests.ranks.training import RANK, data, train
 
 PATIENCE = 1.5
 """Seconds."""
 EPOCHS = 4
+
+
+def no_batches():
+    """On one rank; the other has some."""
+    return DataLoader(data(), 20, sampler=range(200) if RANK == 0 else [])
 
 
 def trainings(kind):
@@ -26,10 +42,16 @@ def trainings(kind):
         "closes early": train(**options, before_step=closes(Place(1, 2, 3))),
         "sleeps": train(**options, before_step=late[1]),
         "the first sleeps": train(**options, before_step=late[0]),
+        "sleeps in mid-epoch": train(
+            **options, every=1, before_step=sleeps(Place(1, 2, 1), 2 * PATIENCE)
+        ),
+        "steps fail": train(**options, every=1, before_step=steps_fail(Place(1, 1, 5))),
         "fails": train(**options, before_step=fails(Place(1, 2, 3))),
         "does not read": train(**options, reads=RANK == 0),
         "loses identity": train(**options, relabelled=relabelled),
         "loses identity, unwatched": train(**options, relabelled=relabelled, is_watched=False),
+        "no batches": train(no_batches(), uses_join=True, **options),
+        "no batches, unwatched": train(no_batches(), uses_join=True, is_watched=False, **options),
         "has none": train(**options, is_watched=RANK == 0),
     }
 

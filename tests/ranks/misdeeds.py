@@ -66,11 +66,20 @@ def is_killed(place):
 def fails(place):
     """The bug is ours, and there until the next epoch's first step."""
     bug = mock.patch.object(SampleTable, "record", side_effect=ValueError("bug"))
+    return _is_there(bug, place, place.epoch + 1)
 
+
+def steps_fail(place):
+    """The bug is ours, and the statistics of steps are all that needs it; it goes in epoch 3."""
+    bug = mock.patch("prioritymonitor.steps.part_of", side_effect=ValueError("bug"))
+    return _is_there(bug, place, 3)
+
+
+def _is_there(bug, place, until):
     def before_step(monitor, epoch, number):
         if place.is_here(epoch, number):
             bug.start()
-        elif place.is_here(epoch - 1, place.batch) and number == 1:
+        elif place.rank == RANK and (epoch, number) == (until, 1):
             bug.stop()
 
     return before_step
