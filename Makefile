@@ -1,10 +1,12 @@
 # Two commands for a fresh clone: `make demo` and `make test`.
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.10
+NEWEST_PYTHON ?= python3.13
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test lint types docs unit campaign audit clean
+.PHONY: demo test lint types docs unit test-oldest test-newest campaign audit clean
 
 demo: .venv/demo
 	$(BIN)/prioritymonitor demo
@@ -23,6 +25,14 @@ types: .venv/test
 
 docs: .venv/test
 	$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+
+# The tests with the lower bounds in pyproject.toml, and with the newest of everything. On demand: each
+# brings several GB of CUDA.
+test-oldest: .venv-oldest/test
+	.venv-oldest/bin/pytest -n 2
+
+test-newest: .venv-newest/test
+	.venv-newest/bin/pytest -n 2
 
 # About a quarter of an hour on two quiet cores; `make unit` makes each fault once.
 campaign: .venv/test
@@ -49,5 +59,12 @@ audit: .venv/test
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[test,lint,docs]'
 	touch $@
 
+.venv-oldest/test: VERSION_PYTHON = $(OLDEST_PYTHON)
+.venv-newest/test: VERSION_PYTHON = $(NEWEST_PYTHON)
+.venv-oldest/test .venv-newest/test: .venv-%/test: .ci/%.txt pyproject.toml
+	test -x .venv-$*/bin/python || $(VERSION_PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --constraint .ci/$*.txt --editable '.[test]'
+	touch $@
+
 clean:
-	rm -rf .venv site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,8 @@ def said(caplog):
     caplog.set_level(logging.INFO, logger="prioritymonitor")
 
     def messages():
-        warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        own = [r for r in caplog.records if r.name.partition(".")[0] == "prioritymonitor"]
+        warnings = [r.getMessage() for r in own if r.levelno >= logging.WARNING]
         return [message for message in warnings if "nobody has read" not in message]
 
     return messages

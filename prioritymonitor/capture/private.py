@@ -1,7 +1,7 @@
 """Every undocumented name of torch that is used here, behind a function that says what it is for.
 
 A new version of torch is looked at in this file alone; `tests/capture/test_private.py` tells what
-has changed. All of them are there in torch 2.2 to 2.13 unless it says otherwise.
+has changed. All of them are there in torch 2.6 to 2.15.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.utils.checkpoint
 import torch.utils.data.dataloader
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -139,6 +140,15 @@ def backward_pass() -> int:
 def when_backward_is_over(function: Callable[[], Any]) -> None:
     """Have a function called at the end of the backward pass that runs."""
     Variable._execution_engine.queue_callback(function)
+
+
+def result_shape(node: Node) -> tuple[int, ...]:
+    """Shape of the first result of a node of the autograd graph.
+
+    Reads `Node._input_metadata`, there since torch 2.5.
+    """
+    metadata: Any = node._input_metadata
+    return tuple(metadata[0].shape)
 
 
 def ends_recomputation(error: BaseException) -> bool:

@@ -76,7 +76,7 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
         warnings.simplefilter("ignore")  # the training pass gave them
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if private.may_compile() and hasattr(torch.compiler, "set_stance"):  # torch 2.6
+        if private.may_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(module, nn.RNNBase) for module in found):
             # Their fused kernels can't be mapped over samples.

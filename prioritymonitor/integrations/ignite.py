@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ignite.base.mixins import Serializable
-from ignite.engine import Engine, Events, RemovableEventHandle
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .. import GradientMonitor, PriorityMonitorError
 from .options import check_options
+from .trainer_missing import says_what_to_install
+
+with says_what_to_install("ignite", "ignite"):
+    from ignite.base.mixins import Serializable
+    from ignite.engine import Engine, Events, RemovableEventHandle
 
 
 class GradientMonitorHandler(Serializable):

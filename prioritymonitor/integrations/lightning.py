@@ -13,6 +13,7 @@ from torch.optim import SGD
 
 from .. import ArgumentValueError, GradientMonitor
 from .options import check_options
+from .trainer_missing import says_what_to_install
 
 _NAMES = ("lightning", "pytorch_lightning")
 """One library under two names."""
@@ -25,7 +26,8 @@ else:  # as the user imports it, or else what there is
         try:
             import lightning.pytorch as _package
         except ImportError:
-            import pytorch_lightning as _package
+            with says_what_to_install("lightning", "pytorch_lightning"):
+                import pytorch_lightning as _package
         _packages = [_package]
     Callback = type("Callback", tuple(one.Callback for one in _packages if one), {})
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch.callbacks import Callback
-from skorch.utils import to_numpy
 from torch import nn
 from torch.utils.data import Subset
 
 from .. import GradientMonitor
 from .options import check_options
+from .trainer_missing import says_what_to_install
+
+with says_what_to_install("skorch", "skorch"):
+    from skorch.callbacks import Callback
+    from skorch.utils import to_numpy
 
 _OPTIONS = {
     name: parameter.default

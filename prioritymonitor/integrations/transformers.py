@@ -10,11 +10,14 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import GradientMonitor, PriorityMonitorError
 from .options import check_options
+from .trainer_missing import says_what_to_install
+
+with says_what_to_install("transformers", "transformers"):
+    from transformers import TrainerCallback, TrainerState
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 if TYPE_CHECKING:
     from transformers import Trainer

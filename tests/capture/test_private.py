@@ -79,6 +79,11 @@ def test_workers_are_ahead_by_what_was_drawn_after_the_batch():
     assert private.batches_ahead(batches) == 0
 
 
+def test_a_node_of_the_graph_knows_the_shape_of_its_result():
+    node = (torch.ones(3, 1, requires_grad=True) + torch.ones(2, 3, 4)).grad_fn
+    assert private.result_shape(node) == (2, 3, 4)
+
+
 def test_the_length_of_a_stream_can_be_asked_for_without_a_trace():
     class Stream(IterableDataset):
         def __len__(self):

@@ -223,7 +223,7 @@ def test_version_is_that_of_the_package():
     assert run("--version") == f"prioritymonitor {__version__}\n"
 
 
-@pytest.mark.parametrize("module", ["typer", "matplotlib"])
+@pytest.mark.parametrize("module", ["typer", "rich", "matplotlib"])
 def test_without_the_extra_one_line_says_what_to_install(module, tmp_path):
     script = (
         f"import sys; sys.modules[{module!r}] = None\n"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from ...capture import private
 from ...capture.hooks import Guard, Hook
 
 _SPREADS = {"AddBackward0", "ExpandBackward0", "RepeatBackward0"}
@@ -125,7 +126,7 @@ class SpreadFinder:
         while waiting:
             source, operand = waiting.pop()
             for user, _ in self._users.get(source, []):
-                result = _result_shape(user)
+                result = private.result_shape(user)
                 dims = _new_dims(operand, result, samples)
                 if samples in operand[:2]:  # then only a dimension put before them tells
                     dims = [dim for dim in dims if dim < len(result) - len(operand)]
@@ -141,7 +142,7 @@ class SpreadFinder:
     ) -> Spreads | None:
         found: Spreads = []
         for user, place in self._users.get(node, []):
-            name, result = user.name(), _result_shape(user)
+            name, result = user.name(), private.result_shape(user)
             dims = _new_dims(shape, result, samples)
             if name in _SPREADS and len(dims) == 1:
                 alpha = getattr(user, "_saved_alpha", 1) if place == 1 else 1
@@ -172,11 +173,6 @@ def _new_dims(operand: tuple[int, ...], result: tuple[int, ...], samples: int) -
         for dim, size in enumerate(result)
         if size == samples and (dim < extra or operand[dim - extra] == 1)
     ]
-
-
-def _result_shape(node: Node) -> tuple[int, ...]:
-    metadata: Any = node._input_metadata
-    return tuple(metadata[0].shape)
 
 
 def follow(spreads: Spreads, arrived: Callable[[Tensor], None], guard: Guard) -> None:

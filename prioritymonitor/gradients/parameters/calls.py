@@ -54,7 +54,8 @@ class KeptArguments:
         tensors = [leaf.detach() for leaf in self._leaves if isinstance(leaf, Tensor)]
         self._leaves = [_HELD if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
         carry: Any = _Carry.apply
-        self._node: Any = carry(_ANCHOR, *tensors).grad_fn
+        # The result, not its node: torch 2.6 frees what a node has saved when its result is gone.
+        self._carried: Any = carry(_ANCHOR, *tensors)
 
     def take(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments, the tensors detached.
@@ -62,9 +63,9 @@ class KeptArguments:
         Raises:
             PriorityMonitorError: They were taken before.
         """
-        if self._node is None:
+        if self._carried is None:
             raise PriorityMonitorError("its graph was gone through twice")
-        tensors, self._node = iter(self._node.saved_tensors), None
+        tensors, self._carried = iter(self._carried.grad_fn.saved_tensors), None
         leaves = [next(tensors).detach() if leaf is _HELD else leaf for leaf in self._leaves]
         if self._spec is None:
             return tuple(leaves), {}

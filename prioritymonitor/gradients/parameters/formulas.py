@@ -237,15 +237,13 @@ FORMULAS: dict[type[nn.Module], Formula] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.BatchNorm3d: _batch_norm,
+    nn.RMSNorm: _rms_norm,
     nn.PReLU: _prelu,
     nn.Embedding: _embedding,
     nn.EmbeddingBag: _embedding_bag,
     nn.MultiheadAttention: attention,
 }
 """Layers of torch."""
-
-if hasattr(nn, "RMSNorm"):  # torch 2.4
-    FORMULAS[nn.RMSNorm] = _rms_norm
 
 FOREIGN: dict[str, Formula] = {"transformers.pytorch_utils.Conv1D": _transposed_linear}
 """Layers of other libraries, by name, so that they need not be imported."""
