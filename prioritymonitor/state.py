@@ -12,7 +12,7 @@ from .tags import RECORD_KEYS
 if TYPE_CHECKING:
     from .run import Run
 
-VERSION = 6
+VERSION = 7
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(RECORD_KEYS, (float, NoneType)),
@@ -28,7 +28,10 @@ def state_dict(run: Run) -> dict[str, Any]:
     """Everything that a resumed run needs."""
     with run.guard.lock:
         run.bring_up_to_date()
-        return _state(run)
+        # In a tuple, which `torch.distributed.checkpoint` takes as a whole. It takes a dictionary
+        # apart, keeps of each entry what any one of the ranks has of it, and loads none that a new
+        # run has not.
+        return {"version": VERSION, "run": (_state(run),)}
 
 
 def load_state_dict(run: Run, state: Any) -> None:
@@ -46,7 +49,8 @@ def load_state_dict(run: Run, state: Any) -> None:
     with run.guard.lock:
         before = _state(run)
         try:
-            _load(run, state)
+            (content,) = exactly(state["run"], tuple)
+            _load(run, content)
         except Exception as error:
             _load(run, before)
             if isinstance(error, ArgumentValueError) or is_from_signal(error):
@@ -54,20 +58,22 @@ def load_state_dict(run: Run, state: Any) -> None:
             raise ArgumentValueError(
                 f"got a damaged state ({described(error)}); save it anew, or start without it"
             ) from error
-        run.reports.resume_at(run.attached.capture.steps)
+        _go_on(run, content)
 
 
 def _state(run: Run) -> dict[str, Any]:
     phase = run.resumes_as if run.phase is Phase.CLOSED else run.phase
+    recorder = run.attached.recorder
     return {
-        "version": VERSION,
         "id": run.id,
         "phase": phase.name,
         "decision": vars(run.decision) | {"reason": run.decision.reason.name},
         "steps": run.attached.capture.steps,
         "called": run.attached.capture.calls.name,
         "epoch": run.epoch,
-        "epoch_is_open": run.attached.recorder is not None and run.attached.recorder.is_open,
+        "epoch_is_open": recorder is not None and recorder.is_open,
+        "epoch_is_complete": recorder is not None and recorder.is_complete,
+        "saved_by": run.judge.others.place if run.judge is not None else (0, 1),
         "expected_steps": run.expected_steps,
         "latest": dict(run.steps.statistics.latest),
         "records": [dict(record) for record in run.records],
@@ -89,6 +95,8 @@ def _load(run: Run, state: dict[str, Any]) -> None:
     run.attached.capture.representations.load_state_dict(state["representations"])
     run.decision = _decision(state["decision"])
     run.id, run.epoch = exactly(state["id"], str), exactly(state["epoch"], int)
+    rank, count = exactly(state["saved_by"], tuple)
+    exactly(rank, int), exactly(count, int)
     run.expected_steps = exactly(state["expected_steps"], float)
     run.steps.statistics.latest = {
         exactly(name, str): exactly(value, float) for name, value in state["latest"].items()
@@ -96,15 +104,37 @@ def _load(run: Run, state: dict[str, Any]) -> None:
     run.records = tuple(_record(one) for one in state["records"])
     if len(run.records) != run.epoch:
         raise ArgumentValueError(f"got {len(run.records)} records for {run.epoch} epochs")
-    run.phase = Phase[state["phase"]]
+    phase = Phase[state["phase"]]
+    run.phase = Phase.MEASURING if _is_in_touch_again(run, phase) else phase
     run.attached.capture.steps = exactly(state["steps"], int)
     run.steps_at_end = run.records[-1]["step"] if run.records else 0
     if run.attached.recorder is not None:
-        run.attached.recorder.resume(exactly(state["epoch_is_open"], bool))
+        is_open, is_complete = (state[f"epoch_is_{name}"] for name in ("open", "complete"))
+        run.attached.recorder.resume(exactly(is_open, bool), exactly(is_complete, bool))
     if run.phase is Phase.IDENTITY_LOST:
         run.grouping.forget_samples()
     if run.phase is Phase.FAILED:
         run.attached.capture.turn_off()
+
+
+def _is_in_touch_again(run: Run, phase: Phase) -> bool:
+    """Whether ranks had lost touch in the run of a state: now they all begin with the same one."""
+    lost = Phase.IDENTITY_LOST
+    is_of_ranks = phase is lost and run.decision.reason is StopReason.OUT_OF_TOUCH
+    return is_of_ranks and run.phase is not lost
+
+
+def _go_on(run: Run, state: dict[str, Any]) -> None:
+    """Once a state is loaded."""
+    if run.judge is not None:
+        if run.phase.name != state["phase"]:
+            lost = [one["epoch"] for one in run.records if one["reason"] == "OUT_OF_TOUCH"]
+            run.log.once(f"ranks had lost touch: epochs {lost} were not judged, the next ones are")
+            run.table.history.begin_epoch_anew()
+        elif state["epoch_is_open"]:
+            run.judge.others.resume(*state["saved_by"])
+        run.id = run.judge.others.id_of_run(run.id)
+    run.reports.resume_at(run.attached.capture.steps, run.table.columns)
 
 
 def _decision(state: dict[str, Any]) -> Decision:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from prioritymonitor import ArgumentValueError, GradientMonitor
 from tests.capture.test_no_disturbance import assert_identical
 from tests.support.cases import make_data, make_loader
+from tests.support.observed import content_of
 from tests.support.separable import separable
 
 
@@ -146,7 +147,7 @@ def test_the_state_does_not_change_when_the_run_goes_on():
     for _ in range(2):
         run.train(0, 100)
     for name in ("steps", "epoch", "records", "judge"):
-        same(state[name], before[name])
+        same(content_of(state)[name], content_of(before)[name])
 
 
 def same(one, other):
