@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.environment import write_results
 from benchmarks.jobs import completed
 from tests.ranks.checkpoints import WAYS
-from tests.ranks.killed import KilledRun, compare, run_with_kills, uninterrupted
+from tests.ranks.killed import MOMENTS, KilledRun, compare, run_with_kills, uninterrupted
 
 _CHOICES = (1, 1, 2, 2, 4)
 
@@ -31,7 +31,11 @@ def one_run(item: tuple[str, int, int, str]) -> KilledRun:
     chance, folder = random.Random(seed), Path(name)
     # Of an epoch's beginning, only the ranks themselves know what they have seen.
     choices = (chance.choice(_CHOICES),) if way == "in mid-epoch" else _CHOICES
-    run = run_with_kills(folder / str(seed), way, seed, chance, kills, choices)
+
+    def next_launch(so_far: int) -> tuple[int, str | None]:
+        return chance.choice(choices), chance.choice(MOMENTS) if so_far < kills else None
+
+    run = run_with_kills(folder / str(seed), way, seed, chance, next_launch)
     compare(folder / str(seed), run, uninterrupted_in(folder))
     return run
 

@@ -131,23 +131,20 @@ def one_launch(folder, way, ranks, moment, chance):
     return has_ended, Launch(ranks, moment, was_killed or (bool(line) and not has_ended))
 
 
-def run_with_kills(folder, way, seed, chance, kills, choices):
-    """Start it again and again until it has ended; after so many kills it is let alone.
+def run_with_kills(folder, way, seed, chance, next_launch):
+    """Start it again and again until it has ended.
 
     Args:
         folder: Of its checkpoints and its run folder.
         way: Of `checkpoints.WAYS`.
         seed: For the report.
-        chance: Draws moments and ranks.
-        kills: How many at most.
-        choices: Numbers of ranks to start with, drawn anew each time; of one that can only go on
-            with the same number, there is one.
+        chance: Draws the moments.
+        next_launch: Gives the number of ranks and of `MOMENTS`, or None, from that of kills so far.
     """
     folder.mkdir(parents=True)
     run, began, has_ended = KilledRun(way, seed), time.monotonic(), False
     while not has_ended:
-        ranks = chance.choice(choices)
-        moment = chance.choice(MOMENTS) if run.kills < kills else None
+        ranks, moment = next_launch(run.kills)
         has_ended, launch = one_launch(folder, way, ranks, moment, chance)
         run.launches.append(launch)
     run.seconds = time.monotonic() - began
