@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
+from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from prioritymonitor import ArgumentValueError, GradientMonitor
 from tests.capture.test_no_disturbance import assert_identical
@@ -173,3 +175,28 @@ def test_a_state_of_other_data_or_settings_is_refused():
     no_loader = GradientMonitor(model, optimizer)
     with pytest.raises(ArgumentValueError, match="same train_loader"):
         no_loader.load_state_dict(state)
+
+
+def test_a_distributed_checkpoint_takes_a_monitor_and_loads_it_in_place(tmp_path):
+    saved = Run(Shuffled())
+    saved.train(0, 100)
+    saved.train(0, 7)
+    dcp.save({"monitor": saved.monitor}, checkpoint_id=tmp_path)
+    loaded = Run(Shuffled())
+    dcp.load({"monitor": loaded.monitor}, checkpoint_id=tmp_path)
+    found = content_of(loaded.monitor.state_dict())
+    assert_identical(without_nan(found), without_nan(content_of(saved.monitor.state_dict())))
+
+
+def without_nan(state):
+    if isinstance(state, torch.Tensor):
+        return state.nan_to_num(nan=-99)
+    return {k: without_nan(v) for k, v in state.items()} if isinstance(state, dict) else state
+
+
+def test_to_make_an_optimizer_its_state_is_no_step(tmp_path):
+    """As a distributed checkpoint does, before there is anything to load into."""
+    run = Run(Shuffled(), log_dir=tmp_path / "run")
+    get_state_dict(run.model, run.optimizer)
+    assert content_of(run.monitor.state_dict())["steps"] == 0
+    assert not (tmp_path / "run").exists()
