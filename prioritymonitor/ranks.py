@@ -8,6 +8,7 @@ exchanged counts only if all of them got it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -175,18 +176,13 @@ class Ranks:
         return batches is not None and self._count(f"{self._epoch_key}/{batches}") >= begun
 
     def of_first(self, name: str, own: str) -> str:
-        """What the first rank has for something, once it has asked; what this one has until then.
-
-        Nobody is waited for.
-        """
+        """What the first rank has of something, once it has told; nobody is waited for."""
         key = f"{self._name}/of_first/{name}"
-        try:
+        with contextlib.suppress(RuntimeError):  # the run is over
             if self.rank == 0:
                 self._store.set(key, own)
             elif self._store.check([key]):
                 return str(self._store.get(key).decode())
-        except RuntimeError:  # the run is over
-            return own
         return own
 
     def leave(self, why: str | None) -> None:

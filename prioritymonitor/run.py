@@ -165,10 +165,8 @@ class Run:
         self._has_begun = True
         if self.phase is Phase.NOT_BEGUN:
             self.phase = Phase.MEASURING
-        shapes = {
-            "samples": self.table.history.size or None,
-            "classes": step.observations[0].head.residual.shape[-1] if step.observations else None,
-        }
+        classes = step.observations[0].head.residual.shape[-1] if step.observations else None
+        shapes = {"samples": self.table.history.size or None, "classes": classes}
         settings, names = vars(self.settings), self.settings.class_names
         if self.judge is not None:
             self.id = self.judge.others.id_of_run(self.id)

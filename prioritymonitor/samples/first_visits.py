@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import exactly
 from ..records import MOST_VOTES, REPRESENTATION, TargetKind, Visits
-from .history import Exchange, SampleHistory, like, of_first
+from .exchange import Exchange, of_first
+from .history import SampleHistory, like
 from .neighbours import best_votes
 
 MOST_CANDIDATES = 20_000

@@ -7,13 +7,14 @@ end of the epoch one row moves to the host. A sample takes a few numbers, howeve
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentValueError, exactly
 from ..records import Visits
+from .exchange import Exchange, of_first
 
 _SUBSET_SEED = 20230605
 _FIRST_SAMPLES = 128
@@ -57,39 +58,6 @@ class Past:
     def samples_seen(self) -> int:
         """How many samples were visited."""
         return int((self.visits > 0).sum())
-
-
-class Exchange(Protocol):
-    """What ranks that measure together can do."""
-
-    rank: int
-    """Number of this one."""
-    members: list[int]
-    """Numbers of all of them."""
-
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, on the host."""
-
-    def least(self, tensor: Tensor) -> Tensor:
-        """The least over the ranks, on the host."""
-
-
-def of_first(ranks: Exchange, was_seen: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
-    """Rows of all ranks, each as the rank of the lowest number has it that has seen it.
-
-    Args:
-        ranks: Those that exchange them.
-        was_seen: What this one has seen, bool `[n]`.
-        columns: `[n, ...]` each, on the host.
-
-    Returns:
-        Which rows anyone has seen, bool `[n]`, and the columns, with zeros where nobody has.
-    """
-    nobody = max(ranks.members) + 1
-    first = ranks.least(torch.where(was_seen, ranks.rank, nobody).to(torch.int32))
-    is_own = first == ranks.rank
-    own = [torch.where(is_own.view(-1, *[1] * (one.ndim - 1)), one, 0) for one in columns]
-    return first < nobody, *map(ranks.total, own)
 
 
 class SampleHistory:

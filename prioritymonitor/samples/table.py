@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..records import Columns, EpochOfSamples, Suspect, Visits
+from .exchange import Exchange, of_first
 from .first_visits import FirstVisits
 from .going_on import why_not_go_on
-from .history import Exchange, SampleHistory, like, of_first
+from .history import SampleHistory, like
 from .noisiness import chance_at_first_visit, is_plausible, noisy_part, wrong_label_chance
 
 
