@@ -12,12 +12,12 @@ import argparse
 import random
 import sys
 import tempfile
-import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import write_results
+from benchmarks.environment import RESULTS, read_results, write_results
 from benchmarks.jobs import completed
 from tests.ranks.checkpoints import WAYS
 from tests.ranks.killed import MOMENTS, KilledRun, compare, run_with_kills, uninterrupted
@@ -48,24 +48,32 @@ def uninterrupted_in(folder: Path) -> dict[str, Any]:
     return result
 
 
-def counts(runs: list[KilledRun]) -> dict[str, Any]:
+def counts(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What was done, and what came of it."""
-    launches = [one for run in runs for one in run.launches]
+    launches = [one for run in runs for one in run["launches"]]
+    killed = [one for one in launches if one["was_killed"]]
     resumed = [
-        (before.ranks, after.ranks)
+        (before["ranks"], after["ranks"])
         for run in runs
-        for before, after in zip(run.launches, run.launches[1:], strict=False)
+        for before, after in zip(run["launches"], run["launches"][1:], strict=False)
     ]
     return {
         "runs": len(runs),
-        "kills": sum(run.kills for run in runs),
+        "kills": len(killed),
         "resumed with another number of ranks": sum(one != other for one, other in resumed),
-        "other decisions": sum(bool(run.other_decision) for run in runs),
-        "records missing or duplicated": sum(bool(run.records_missing) for run in runs),
-        "kills by moment": dict(Counter(one.moment for one in launches if one.was_killed)),
-        "kills by ranks": dict(Counter(one.ranks for one in launches if one.was_killed)),
+        "other decisions": sum(bool(run["other_decision"]) for run in runs),
+        "records missing or duplicated": sum(bool(run["records_missing"]) for run in runs),
+        "kills by moment": dict(Counter(one["moment"] for one in killed)),
+        "kills by ranks": dict(Counter(one["ranks"] for one in killed)),
         "changes of ranks": dict(Counter(f"{a} to {b}" for a, b in resumed if a != b)),
     }
+
+
+def written(runs: list[dict[str, Any]]) -> str:
+    """Where the results are: of all runs, those of earlier calls too."""
+    by_way = {way: counts([one for one in runs if one["way"] == way]) for way in WAYS}
+    results = counts(runs) | {"by way": by_way, "runs of them": runs}
+    return write_results("robustness/kills", results)
 
 
 def main() -> None:
@@ -73,27 +81,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60, help="at least, in all")
     parser.add_argument("--each", type=int, default=4, help="of one run at most")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of the first run")
+    parser.add_argument("--anew", action="store_true", help="forget the runs of earlier calls")
     chosen = parser.parse_args()
-    began, runs = time.monotonic(), []
+    is_there = (RESULTS / "robustness/kills.json").is_file() and not chosen.anew
+    runs = read_results("robustness/kills")["runs of them"] if is_there else []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         uninterrupted(Path(name) / "whole")
-        ways, seed = [*WAYS], chosen.seed
-        while sum(run.kills for run in runs) < chosen.kills:
-            seeds = range(seed, seed + len(ways))
-            items = [(way, one, chosen.each, name) for way, one in zip(ways, seeds, strict=True)]
-            seed += len(ways)
+        while counts(runs)["kills"] < chosen.kills:
+            first = max((run["seed"] for run in runs), default=-1) + 1
+            items = [(way, first + place, chosen.each, name) for place, way in enumerate(WAYS)]
             for _, run in completed(chosen.jobs, one_run, items):
-                runs.append(run)
+                runs.append(asdict(run))
                 print(run, file=sys.stderr, flush=True)
-            results = counts(runs) | {
-                "seconds": time.monotonic() - began,
-                "by way": {way: counts([one for one in runs if one.way == way]) for way in ways},
-                "problems": [
-                    vars(one) for one in runs if one.other_decision or one.records_missing
-                ],
-            }
-            print(write_results("robustness/kills", results), results["kills"])
+                print(written(runs), counts(runs)["kills"], flush=True)
 
 
 if __name__ == "__main__":

@@ -122,15 +122,18 @@ class Distributed(OneFile):
 
 
 class Asynchronous(Distributed):
-    """The same, written while training goes on."""
+    """The same, written while training goes on, by a group that training does not use."""
 
-    writing = None
+    writing = group = None
 
     def epoch_ended(self, epoch):
         if self.writing is not None:
             self.writing.result()
         folder = self.folder / f"{epoch + 1:03}"
-        self.writing = dcp.async_save(self._parts(epoch + 1), checkpoint_id=folder)
+        if RANKS > 1 and self.group is None:
+            self.group = dist.new_group(backend="gloo")
+        parts = self._parts(epoch + 1)
+        self.writing = dcp.async_save(parts, checkpoint_id=folder, process_group=self.group)
 
 
 WAYS = {
