@@ -13,7 +13,7 @@ from .arguments import Settings
 from .capture.held_out import HeldOut
 from .capture.hooks import Guard
 from .capture.loader.recorder import LoaderRecorder
-from .capture.parameters import trained_parameters
+from .capture.parameters import is_distributed, trained_parameters
 from .capture.representations import FirstVisits
 from .capture.scope import HeadScope, Scope
 from .capture.step import StepCapture
@@ -96,6 +96,13 @@ class Attached:
     ) -> Scope:
         """What is measured where the loop calls the model, or a part of it."""
         if engine is None:
+            return self.scope
+        if any(map(is_distributed, called.parameters())):
+            on_problem(
+                'got scope="all" and parameters that are DTensors, as fully_shard makes them: sums '
+                "of all gradients would take twice the whole model on each rank, so statistics of "
+                "steps are those of the head"
+            )
             return self.scope
         # Only here: it loads torch.func, and takes a tenth of a second.
         from .gradients.parameters import ENGINES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from .samples.table import SampleTable
 _MOST_IN_CONFLICT = 0.01
 """Share of samples that ranks may show with different labels, until they are doubted to be the
 same samples."""
+
+
+_Result = TypeVar("_Result")
 
 
 class NotJudged(Exception):
@@ -52,6 +56,8 @@ class DataParallel:
         self._saved_by: tuple[int, int] | None = None
         self._parts = 0, 0
         """Whether this rank goes on with its part of an epoch, and how many parts there were."""
+        self.at_epoch_end: Callable[[Ranks, int], None] = _nothing
+        """What else ranks exchange then; gets them and the number of steps."""
         table.first_visits.rows_of_all = self._rows_of_all
         if not is_alone():
             # The others know from now on that this rank has a monitor.
@@ -82,6 +88,11 @@ class DataParallel:
         """A state was loaded that one of so many ranks has saved in mid-epoch."""
         self._saved_by = rank, count
 
+    @property
+    def are_there(self) -> bool:
+        """Whether other ranks have a part of each batch, and this one is in touch with them."""
+        return self._others is not None
+
     def epoch_begins(self, batches: int | None) -> None:
         """Training on a traversal of so many batches begins."""
         if self._others is not None:
@@ -91,6 +102,11 @@ class DataParallel:
     def may_end_now(self) -> bool:
         """Whether ranks come to the end of an epoch at the same time, with their last batches."""
         return self._others is None or self._others.have_as_many(self._batches)
+
+    def had_no_batch(self) -> None:
+        """A traversal was over at once: this rank makes no step, and can't end an epoch."""
+        if self._others is not None:
+            self.leave("train_loader gave no batch, so epochs can't be told")
 
     def begins_with(self, observation: Observation) -> None:
         """Samples are trained on, in batches as large as these."""
@@ -166,6 +182,7 @@ class DataParallel:
                 "whole data set, and a DistributedSampler its part of it"
             )
         record |= _validation_of_all(ranks, record)
+        self.at_epoch_end(ranks, record["step"])
         return None
 
     def _tell_of(self, gone: set[int]) -> None:
@@ -175,14 +192,24 @@ class DataParallel:
                 "without its samples from here on"
             )
 
-    def _rows_of_all(self, own: Tensor, most: int) -> Tensor:
+    def in_step(self, exchange: Callable[[Ranks], _Result]) -> _Result:
+        """Exchange something in the middle of an epoch, at the same step on each rank.
+
+        Raises:
+            OutOfTouch: A rank doesn't; the judgement goes on.
+            RuntimeError: The connection is lost.
+        """
         ranks = self._others
-        if ranks is None:
-            return own[:most]
+        assert ranks is not None
         before = ranks.members
-        rows = ranks.first_rows(own, most).to(own.device)
+        result = ranks.in_step(lambda: exchange(ranks))
         self._tell_of({*before} - {*ranks.members})
-        return rows
+        return result
+
+    def _rows_of_all(self, own: Tensor, most: int) -> Tensor:
+        if not self.are_there:
+            return own[:most]
+        return self.in_step(lambda ranks: ranks.first_rows(own, most)).to(own.device)
 
     def leave(self, why: str | None) -> None:
         """Nothing is judged any more: other ranks need not wait for this one.
@@ -207,3 +234,7 @@ def _validation_of_all(ranks: Ranks, record: Record) -> Record:
     if torch.equal(least, -minus_most):
         return {}
     return {"validation": right / samples, "validation_samples": int(samples)}
+
+
+def _nothing(ranks: Ranks, steps: int) -> None:
+    """Nobody has more to exchange."""

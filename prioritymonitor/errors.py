@@ -61,8 +61,12 @@ def shown(text: str) -> str:
 
 
 def described(error: BaseException) -> str:
-    """An error in the words of its last line in a traceback."""
-    return f"{type(error).__name__}: {error}"
+    """An error in the words of its last line in a traceback, one of ours in its own."""
+    return (
+        str(error)
+        if isinstance(error, PriorityMonitorError)
+        else f"{type(error).__name__}: {error}"
+    )
 
 
 def may_pass(error: Exception) -> bool:
@@ -72,18 +76,6 @@ def may_pass(error: Exception) -> bool:
     # torch's own error for an accelerator, and its words for the host, without importing torch.
     is_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return isinstance(error, MemoryError) or is_torch
-
-
-def exactly(value: Any, *types: type) -> Any:
-    """A plain value that was read from a state.
-
-    Raises:
-        ArgumentValueError: It is of none of these types, or a number below zero.
-    """
-    if type(value) not in types or (type(value) is int and value < 0):
-        names = " or ".join(one.__name__ for one in types)
-        raise ArgumentValueError(f"got a damaged state: {value!r:.40} in place of {names}")
-    return value
 
 
 def is_from_signal(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from .arguments import Settings
 from .capture.rerun import unwrapped
 from .data_parallel import DataParallel, NotJudged
 from .errors import ArgumentTypeError, ArgumentValueError, contained, described, is_from_signal
+from .loaded import mapping
 from .records import Decision, EpochOfSamples, Record, StopReason
 from .samples.table import SampleTable
 from .stopping.kept_weights import WeightKeeper
@@ -145,7 +147,7 @@ class Judge:
 
     def _decide(self, history: list[Record]) -> Decision:
         with self._alone("stop="):
-            return _checked(self._rule([dict(record) for record in history]))
+            return _checked(self._rule([dict(record) for record in history]), len(history))
         reason = StopReason.RULE_FAILED
         # By the rule that only measures, so that weights are kept.
         with self._alone("the best epoch"):
@@ -196,21 +198,28 @@ class Judge:
         keeper = self.keeper.state_dict() if self.keeper is not None else None
         return {"table": self.table.state_dict(), "keeper": keeper}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+    def resuming(self, state: dict[str, Any]) -> Callable[[], None]:
+        """What goes on from a `state_dict`.
 
         Raises:
             ArgumentValueError: It is damaged, or of a run on other data or with other weights.
         """
+        mapping(state)
         if (self.keeper is None) != (state["keeper"] is None):
             has = "without" if state["keeper"] is None else "with"
             raise ArgumentValueError(
                 f"got a state {has} kept weights; make the monitor with the same keep_best as the "
                 "one that saved it"
             )
-        self.table.load_state_dict(state["table"])
-        if self.keeper is not None:
-            self.keeper.load_state_dict(state["keeper"])
+        resume_table = self.table.resuming(state["table"])
+        resume_keeper = self.keeper.resuming(state["keeper"]) if self.keeper is not None else None
+
+        def resume() -> None:
+            resume_table()
+            if resume_keeper is not None:
+                resume_keeper()
+
+        return resume
 
 
 def _peaks(decision: Decision) -> tuple[int, ...]:
@@ -219,13 +228,30 @@ def _peaks(decision: Decision) -> tuple[int, ...]:
     return decision.peak_epochs or (() if best is None else (best,))
 
 
-def _checked(decision: Any) -> Decision:
-    if isinstance(decision, Decision):
-        return decision
-    raise ArgumentTypeError(
-        f"got {type(decision).__name__} from the function; it must return a Decision"
+def _checked(decision: Any, now: int) -> Decision:
+    """What a rule gave, as numbers that can be saved: it may be anyone's function."""
+    if not isinstance(decision, Decision) or not isinstance(decision.reason, StopReason):
+        raise ArgumentTypeError(
+            f"got {type(decision).__name__} from the function; it must return a Decision with a "
+            "StopReason"
+        )
+    best, peaks = decision.best_epoch, tuple(map(operator.index, decision.peak_epochs))
+    checked = replace(
+        decision,
+        stop=bool(decision.stop),
+        epoch=operator.index(decision.epoch),
+        best_epoch=None if best is None else operator.index(best),
+        message=str(decision.message),
+        peak_epochs=peaks,
     )
+    named = [*peaks, now if checked.best_epoch is None else checked.best_epoch]
+    if not 0 <= checked.epoch <= now or not all(1 <= epoch <= now for epoch in named):
+        raise ArgumentValueError(
+            f"got a Decision of epoch {checked.epoch} that names {sorted({*named})} from the "
+            f"function; it must name epochs from 1 to {now}, the latest"
+        )
+    return checked
 
 
 def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None

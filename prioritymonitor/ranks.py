@@ -98,7 +98,7 @@ class Ranks:
 
         Args:
             name: Of the occasion, the same on each rank, and another each time.
-            exchange: Calls `total` and `least`, in the same order on each rank.
+            exchange: Calls `total`, `least` and `first_rows`, in the same order on each rank.
 
         Raises:
             OutOfTouch: This rank came late, or another one is missing whose monitor is in use; from
@@ -123,6 +123,20 @@ class Ranks:
             raise
         return result
 
+    def in_step(self, exchange: Callable[[], _Result]) -> _Result:
+        """Exchange something that no judgement hangs on, in the middle of an epoch.
+
+        Args:
+            exchange: As for `together`. Each rank must ask as often as the others.
+
+        Raises:
+            OutOfTouch: A rank doesn't ask; no rank is given anything.
+            RuntimeError: The connection is lost.
+        """
+        self._asked += 1
+        self._come_together(f"{self._name}/step/{self._asked}")
+        return exchange()
+
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, on the host."""
         return self._reduced(tensor, dist.ReduceOp.SUM)
@@ -134,19 +148,13 @@ class Ranks:
     def first_rows(self, own: Tensor, most: int) -> Tensor:
         """The first rows of all ranks, one rank's after the other's, on the host.
 
-        Each rank must ask as often as the others. Where one doesn't, no rank is given any.
-
         Args:
             own: `[rows, size]`, as many as this rank has.
             most: So many rows at most.
 
         Raises:
-            OutOfTouch: A rank doesn't ask.
             PriorityMonitorError: Rows of ranks differ in size.
-            RuntimeError: The connection is lost.
         """
-        self._asked += 1
-        self._come_together(f"{self._name}/rows/{self._asked}")
         place = self.members.index(self.rank)
         shapes = torch.zeros(len(self.members), 2, dtype=torch.int64, device="cpu")
         shapes[place] = torch.tensor(own.shape)
@@ -218,9 +226,7 @@ class Ranks:
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         own = tensor.detach().to("cpu", copy=True).contiguous()
         if self._group is not None:
-            options = dist.AllreduceOptions()
-            options.reduceOp = operation
-            self._group.allreduce([own], options).wait()
+            self._group.allreduce([own], operation).wait()
         return own
 
     def _come_together(self, name: str) -> None:

@@ -92,23 +92,24 @@ class Run:
         in_use.take_over(self, model, optimizer)
 
     def _attach(self, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
-        settings = self.settings
+        settings, say = self.settings, self.log.once
         recorder = None if loader is None else self.attached.to_loader(loader, self._end_epoch)
         if recorder is not None and recorder.dataset_size is not None:
             self.expected_steps = float(recorder.batches or self.expected_steps)
-            self.judge = Judge.of(model, recorder.dataset_size, settings, self.log.once)
+            self.judge = Judge.of(model, recorder.dataset_size, settings, say)
             self.table, recorder.others = self.judge.table, self.judge.others
             self.id = self.judge.others.id_of_run(self.id)
         else:
             message = "samples have no identity without train_loader: no suspects and no stop"
             if recorder is not None:  # else it is said at the first step
                 why_none = f"samples have no identity, {recorder.no_identity}"
-                self.log.once(message := f"{why_none}: no suspects and no stop")
+                say(message := f"{why_none}: no suspects and no stop")
             self._enter(Phase.IDENTITY_LOST, StopReason.NO_IDENTITY, message)
         self.grouping = Grouping(settings.noisy, self.table if self.judge else None)
         overhead = self.guard.stopwatch.share
-        self.steps = Steps(settings.every, self.grouping, self.reports, overhead, self.log.once)
-        self.loop = Loop(model, optimizer, recorder, settings, self.log.once)
+        others = self.judge.others if self.judge is not None else None
+        self.steps = Steps(settings.every, self.grouping, self.reports, overhead, say, others)
+        self.loop = Loop(model, optimizer, recorder, settings, say)
         held_out = self.attached.held_out(model, settings)
         self.validation = Validation(held_out, self.guard.stopwatch, self.reports, self.log)
         self.attached.to_training(
@@ -119,7 +120,7 @@ class Run:
             grouping=self.grouping,
             on_observation=self._observed,
             on_step=self._step_made,
-            on_problem=self.log.once,
+            on_problem=say,
         )
 
     def close(self) -> None:
@@ -223,6 +224,7 @@ class Run:
         keeper = self.judge.keeper if self.judge is not None else None
         record |= self.validation.end_epoch(keeper, steps)
         had_stopped, decision = self.decision.stop, self._judge(record)
+        self.steps.end_epoch()
         record |= {"best_epoch": decision.best_epoch, "stop": decision.stop}
         record["reason"] = decision.reason.name
         # Nothing that has failed before this line leaves a part of an epoch behind.

@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import torch
 
+from .data_parallel import DataParallel
 from .errors import contained, described, may_pass
 from .gradients.measured_steps import StepStatistics
+from .gradients.parts import full_precision, head_passes, part_of
+from .joined_steps import JoinedSteps
 from .records import Step
 from .report.sinks import Sinks
 from .samples.grouping import Grouping
@@ -22,6 +25,7 @@ class Steps:
         reports: Where the statistics go.
         overhead: Gives the share of wall time spent in the monitor since it was last called.
         say: Tells the user about a problem.
+        others: The other ranks; None where they are never in touch.
     """
 
     def __init__(
@@ -31,8 +35,12 @@ class Steps:
         reports: Sinks,
         overhead: Callable[[], float],
         say: Callable[[str], None],
+        others: DataParallel | None,
     ) -> None:
         self.statistics = StepStatistics(overhead)
+        self._joined = None
+        if others is not None:
+            self._joined = JoinedSteps(every, self.statistics, others, say)
         self._every = every
         self._grouping = grouping
         self._reports = reports
@@ -47,12 +55,27 @@ class Steps:
         """Measure a step, if it has anything to measure."""
         if step.observations:
             with contained(self._failed):
-                visits = [one.visits for one in step.observations]
-                weight = torch.cat([self._grouping.noisy_weight(some) for some in visits])
-                true_label = torch.cat([self._grouping.true_label(some) for some in visits])
-                self.statistics.measure(number, step, weight, true_label)
+                self._measure(number, step)
+        if self._joined is not None:
+            self._joined.step_made(number)
         if self.statistics.is_full:
             self.report()
+
+    def _measure(self, number: int, step: Step) -> None:
+        visits = [one.visits for one in step.observations]
+        weight = torch.cat([self._grouping.noisy_weight(some) for some in visits])
+        true_label = torch.cat([self._grouping.true_label(some) for some in visits])
+        if self._joined is None or not self._joined.is_on:
+            return self.statistics.measure(number, step, weight, true_label)
+        with full_precision(weight.device):
+            part = part_of(step, head_passes(step, weight), true_label)
+        return self._joined.add(number, part)
+
+    def end_epoch(self) -> None:
+        """The epoch has ended, on all ranks: what was measured in it is written."""
+        if self._joined is not None:
+            self._joined.end_epoch()
+        self.report()
 
     def report(self) -> None:
         """Write what was measured since the last report."""
@@ -62,5 +85,7 @@ class Steps:
 
     def _failed(self, error: Exception) -> None:
         self._is_on = may_pass(error)
+        if self._joined is not None:
+            self._joined.has_failed = not self._is_on
         what = "a step was not measured" if self._is_on else "statistics of steps are off"
         self._say(f"{what}, losses, suspects and the stop go on: {described(error)}")

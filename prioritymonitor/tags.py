@@ -6,10 +6,23 @@ batch gradient `G`, `u` is the update, `l_i` and `g_i` are the loss and the grad
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 POPULATION = "_population"
 """Ends the names of U-statistics over pairs of different samples."""
+
+
+_LIMITS = {
+    "any": (-math.inf, math.inf),
+    "≥ 0": (0.0, math.inf),
+    "≥ 1": (1.0, math.inf),
+    "≤ 1": (-math.inf, 1.0),
+    "[0, 1]": (0.0, 1.0),
+    "0 or 1": (0.0, 1.0),
+    "[−1, 1]": (-1.0, 1.0),
+}
+"""By the range that the table gives."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,11 @@ class Tag:
     range: str
     meaning: str
     """What it is and how to read it, in one line of Markdown."""
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least number that it may be, and the largest."""
+        return _LIMITS[self.range]
 
 
 STEP_TAGS = (
@@ -207,5 +225,9 @@ def tag_of(name: str) -> Tag | None:
     tag = _BY_NAME.get(stem_alone + family) or _BY_NAME.get(stem_alone + "/BLOCK" * bool(part))
     if tag is None:
         return None
-    over = ", over pairs of different samples" if stem != stem_alone else ""
-    return replace(tag, name=name, meaning=tag.meaning + over)
+    if stem == stem_alone:
+        return replace(tag, name=name)
+    # What is estimated without bias may lie beyond what it estimates.
+    range = tag.range if tag.range == "≥ 0" else "any"
+    meaning = tag.meaning + ", over pairs of different samples"
+    return replace(tag, name=name, range=range, meaning=meaning)

@@ -13,9 +13,11 @@ PACKAGE = Path(prioritymonitor.__file__).parent
 
 LAYERS = [
     {"errors", "records", "tags", "type_names"},
+    {"loaded"},
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments", "data_parallel"},
+    {"joined_steps"},
     {"attached", "in_use", "judge", "loop", "state", "steps", "validation"},
     {"run"},
     {"readings"},

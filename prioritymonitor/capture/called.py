@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import contained
+from ..loaded import damaged
 from . import private
 from .head import HeadFinder, is_linear, logits_in
 from .hooks import Guard, Handle, ModuleHook
@@ -142,17 +143,24 @@ class CalledModule:
         names: dict[nn.Module, str] = {m: name for name, m in self._model.named_modules()}
         return names[self.module]
 
-    def resume(self, name: str) -> None:
-        """Go on as a run did that had found the module of this name.
+    def resuming(self, name: str) -> Callable[[], None]:
+        """What goes on as a run did that had found the module of this name.
 
         Raises:
             AttributeError: The model has none.
+            ArgumentValueError: It can't give logits.
         """
         module = self._model.get_submodule(name)
-        if module is not self.module:
-            part = Part(module, self._head, self._guard)
-            self.found(module)
-            self._on_found(part, Chain([module], []))
+        if module is not self._model and not self._may_give_logits(module):
+            raise damaged(f"logits from {name[:40]!r}, which has no linear layer")
+
+        def resume() -> None:
+            if module is not self.module:
+                part = Part(module, self._head, self._guard)
+                self.found(module)
+                self._on_found(part, Chain([module], []))
+
+        return resume
 
     def found(self, module: nn.Module) -> None:
         """It is known: look no more."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .hooks import Guard, ModuleHook
-from .private import has_own_graph
+from .private import exchanges_in_passes, has_own_graph
 from .rerun import RandomState, is_autocast, unchanged_randomness, unwrapped, without_trace
 
 
@@ -63,11 +63,12 @@ class EagerRerun:
             layers: Those to look at.
 
         Returns:
-            None if the model is not compiled, or can't be run again.
+            None if the model is not compiled, or can't be run again, as where ranks exchange
+            something in each pass: one without a monitor would not come.
         """
-        if self._begun is None:
-            return None
         module, device = unwrapped(self._model), _device(self._model)
+        if self._begun is None or exchanges_in_passes(module):
+            return None
         is_half = is_autocast(device.type)
         calls: list[LayerCall] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import NoneType
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import ArgumentValueError, PriorityMonitorError, exactly
+from ..errors import ArgumentValueError, PriorityMonitorError
+from ..loaded import check_has_numbers, exactly, mapping
 from .eager import LayerCall
 from .head import giver_in, is_linear
 from .parameters import is_distributed
@@ -112,25 +114,31 @@ class InitialWeights:
         weights = {name: one.cpu().clone() for name, one in self._weights.items()}
         return {"weights": weights, "why_none": self.why_none}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+    def resuming(self, state: dict[str, Any]) -> Callable[[], None]:
+        """What goes on from a `state_dict`.
 
         Raises:
             ArgumentValueError: It is damaged, or of another model.
         """
-        weights, own = dict(state["weights"]), _weights(self.model)
+        weights, own = mapping(mapping(state)["weights"]), _weights(self.model)
         if weights and weights.keys() != own.keys():
             raise ArgumentValueError(
                 "got the initial weights of a model with other layers; resume with the same model"
             )
         for name, one in weights.items():
+            check_has_numbers(one)
             if (one.dtype, one.shape) != (own[name].dtype, own[name].shape):
                 raise ArgumentValueError(
                     f"got an initial weight {name} of shape {list(one.shape)} and {one.dtype}, "
                     f"which this model has not; resume with the same model"
                 )
-        self.why_none = exactly(state["why_none"], str, NoneType)
-        self._weights = {name: one.to(own[name].device, copy=True) for name, one in weights.items()}
+        why_none = exactly(state["why_none"], str, NoneType)
+        here = {name: one.detach().to(own[name].device, copy=True) for name, one in weights.items()}
+
+        def resume() -> None:
+            self.why_none, self._weights = why_none, here
+
+        return resume
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

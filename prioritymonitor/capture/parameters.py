@@ -34,6 +34,11 @@ def is_distributed(parameter: Tensor) -> bool:
     return hasattr(parameter, "to_local")
 
 
+def is_spread(tensor: Tensor) -> bool:
+    """True for a DTensor of which no rank holds the whole."""
+    return is_distributed(tensor) and private.is_spread(tensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A parameter, what a step did to it, or what a layer got, as a plain tensor.
 
@@ -47,13 +52,26 @@ def whole(tensor: Tensor) -> Tensor:
         return tensor
     distributed: Any = tensor
     local: Tensor = distributed.to_local()
-    if local.shape != tensor.shape:
+    if is_spread(tensor):
         raise PriorityMonitorError(
-            f"got parameters that are spread over ranks, {list(local.shape)} of "
-            f"{list(tensor.shape)} on this one; statistics of steps need them whole, as under "
-            "DistributedDataParallel"
+            f"got a tensor that is spread over ranks, {list(local.shape)} of "
+            f"{list(tensor.shape)} on this one; statistics of steps need what reaches the head "
+            "whole, as under DistributedDataParallel or fully_shard"
         )
     return local
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The same, with zeros for what other ranks hold: the sum over all ranks is the whole."""
+    if not is_spread(tensor):
+        return whole(tensor)
+    distributed: Any = tensor
+    local: Tensor = distributed.to_local()
+    part = local.new_zeros(tensor.shape)
+    place = private.place_of_shard(tensor)
+    if place is not None:
+        part[tuple(map(slice, place, map(sum, zip(place, local.shape, strict=True))))] = local
+    return part
 
 
 class ParameterChanges:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentValueError, exactly
+from ..loaded import damaged, exactly, like, mapping, within
 from ..records import REPRESENTATION
 
 _WIDTH = REPRESENTATION[1]
@@ -87,23 +87,33 @@ class Projection:
         copies = {name: None if x is None else x.cpu().clone() for name, x in kept.items()}
         return {"size": self._size, **copies}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+    def resuming(self, state: dict[str, Any]) -> Callable[[], None]:
+        """What goes on from a `state_dict`.
 
         Raises:
             ArgumentValueError: It is damaged.
         """
+        mapping(state)
         size = exactly(state["size"], int, NoneType)
-        has_matrix = size is not None and size > _WIDTH
         shapes = {"centre": (_WIDTH,), "matrix": (min(size or 0, _MOST_PROJECTED), _WIDTH)}
-        wanted = {"centre": size is not None, "matrix": has_matrix}
-        for name, is_wanted in wanted.items():
-            found = state[name]
-            shape = None if found is None else (found.dtype, tuple(found.shape))
-            if shape != ((torch.float32, shapes[name]) if is_wanted else None):
-                raise ArgumentValueError(f"got a damaged state: a projection with {name} {shape}")
-        kept = (None if state[name] is None else state[name].clone() for name in wanted)
-        self._size, (self._centre, self._matrix) = size, kept
+        is_there = {"centre": size is not None, "matrix": size is not None and size > _WIDTH}
+        kept: dict[str, Tensor | None] = {}
+        for name, shape in shapes.items():
+            if (state[name] is not None) is not is_there[name]:
+                raise damaged(
+                    f"a projection of {size} numbers, and its {name} is not as it must be"
+                )
+            example = torch.empty(shape, dtype=torch.float32, device="meta")
+            kept[name] = _finite(like(state[name], example)) if is_there[name] else None
+
+        def resume() -> None:
+            self._size, self._centre, self._matrix = size, kept["centre"], kept["matrix"]
+
+        return resume
+
+
+def _finite(values: Tensor) -> Tensor:
+    return within(values, -torch.inf, torch.inf)
 
 
 def _directions(rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PriorityMonitorError, contained, described
+from ..loaded import mapping
 from ..records import REPRESENTATION
 from .hooks import Guard
 from .initial_weights import InitialWeights
@@ -229,15 +230,23 @@ class Representations:
             "features": self._features.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+    def resuming(self, state: dict[str, Any]) -> Callable[[], None]:
+        """What goes on from a `state_dict`.
 
         Raises:
             ArgumentValueError: It is damaged, or of another model.
         """
-        self._initial.load_state_dict(state["initial"])
-        self._inputs.load_state_dict(state["inputs"])
-        self._features.load_state_dict(state["features"])
+        mapping(state)
+        resume_initial = self._initial.resuming(state["initial"])
+        resume_inputs = self._inputs.resuming(state["inputs"])
+        resume_features = self._features.resuming(state["features"])
+
+        def resume() -> None:
+            resume_initial()
+            resume_inputs()
+            resume_features()
+
+        return resume
 
 
 def _why(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..records import GroupGradients, GroupMoments
+from ..records import GroupGradients
 
 _WRAPPERS = {"module", "_orig_mod", "_module"}
 """What stands before the names of a model in a wrapper: of data parallel training, of
@@ -23,21 +23,21 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
-def block_products(gradients: GroupGradients) -> tuple[tuple[str, ...], Tensor]:
+def block_products(
+    sums: dict[str, tuple[Tensor, Tensor]], changes: dict[str, Tensor]
+) -> tuple[tuple[str, ...], Tensor]:
     """Products of the two groups with each other and with the update, by block.
 
     Args:
-        gradients: Sums over the samples of the step, and what the optimizer did.
+        sums: Parameter name -> clean and noisy sum over the samples of the step.
+        changes: Parameter name -> what the optimizer did to it.
 
     Returns:
         Names of the N blocks, and, in double precision, `[N, 2, 3]`: rows clean and noisy; columns
         clean, noisy and update.
     """
     products: dict[str, list[Tensor]] = {}
-    changes = gradients.changes
-    for name, groups in gradients.sums.items():
-        if name not in changes:
-            continue  # frozen between its backward pass and the step
+    for name, groups in sums.items():
         parts = (part.flatten().split(_ENTRIES_AT_ONCE) for part in (*groups, changes[name]))
         products.setdefault(_block_of(name), []).extend(map(_products, *parts))
     if not products:
@@ -59,17 +59,8 @@ def _block_of(name: str) -> str:
     return parts[0]
 
 
-def all_moments(gradients: GroupGradients, products: Tensor, count: Tensor) -> GroupMoments:
-    """Moments of the two groups over all blocks.
-
-    Args:
-        gradients: Of the step.
-        products: From `block_products`.
-        count: How many samples count.
-    """
+def diagonal(gradients: GroupGradients) -> Tensor:
+    """The part of the products of the two groups that samples have with themselves, `[2, 2]`."""
     weight = wide(gradients.noisy_weight)
     membership = torch.stack((1 - weight, weight), dim=1)
-    own = wide(gradients.square).unsqueeze(1)
-    return GroupMoments(
-        sums=products.sum(0)[:, :2], diagonal=membership.T @ (own * membership), count=count
-    )
+    return membership.T @ (wide(gradients.square).unsqueeze(1) * membership)

@@ -184,18 +184,24 @@ class Segments:
         return sums[:, :-1]
 
 
-def segment_moments(passes: Sequence[Segments]) -> SegmentMoments:
-    """Moments of the segments from their gradients, added up over the passes of a step."""
+def segment_gradients(passes: Sequence[Segments]) -> tuple[Tensor, Tensor]:
+    """Summed gradients of the segments, `[2, C, D + 1]`, and squares of single ones, `[2, C]`.
+
+    Args:
+        passes: Of a step, at least one; both are added up over them.
+    """
     sums, diagonals = [], []
     for one in passes:
         bias = torch.full_like(one.head.features[:, :1], float(one.head.has_bias))
         inputs = torch.cat((one.head.features, bias), dim=1)
         sums.append(one.per_class(one.amounts.unsqueeze(2) * inputs))
         diagonals.append(one.per_class(one.amounts.square() * inputs.square().sum(1)))
-    return SegmentMoments(
-        sums=wide(torch.stack(sums).sum(0)).square().sum(2),
-        diagonal=wide(torch.stack(diagonals)).sum(0),
-    )
+    return torch.stack(sums).sum(0), wide(torch.stack(diagonals)).sum(0)
+
+
+def segment_squares(gradients: Tensor) -> Tensor:
+    """Squared norms of summed gradients of the segments, `[2, C]`."""
+    return wide(gradients).square().sum(2)
 
 
 def segment_products(one: Segments) -> SegmentMoments:

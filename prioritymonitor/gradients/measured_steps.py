@@ -10,28 +10,23 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..capture.parameters import whole
-from ..records import (
-    GroupGradients,
-    GroupMoments,
-    HeadUpdate,
-    SegmentMoments,
-    Step,
-    TargetKind,
-)
-from .blocks import all_moments, block_products
-from .groups import (
-    HeadPass,
-    Segments,
-    contributions,
-    group_gradients,
-    group_moments,
-    segment_moments,
-    segment_products,
+from ..capture.parameters import is_spread, whole
+from ..records import GroupMoments, HeadUpdate, SegmentMoments, Step
+from .groups import HeadPass, contributions, group_moments, segment_products
+from .parts import (
+    StepPart,
+    constants_of,
+    counts_of,
+    full_precision,
+    head_passes,
+    moments_of,
+    part_of,
+    segments_of,
 )
 from .statistics import block_statistics, group_statistics, segment_statistics
 
@@ -57,6 +52,23 @@ class StepScalars:
     values: dict[str, float]
 
 
+class _Kind(NamedTuple):
+    """What steps have in common that are read at once."""
+
+    shapes: Shapes
+    constants: tuple[tuple[str, float], ...]
+    device: torch.device
+
+
+class _Waiting(NamedTuple):
+    """A measured step whose moments are not read yet."""
+
+    number: int
+    time: float
+    moments: Tensor
+    kind: _Kind
+
+
 class StepStatistics:
     """Measures steps without waiting for the device.
 
@@ -68,7 +80,7 @@ class StepStatistics:
         self.latest: dict[str, float] = {}
         """Statistics of the last step that was read, or that a resumed run had read."""
         self._overhead = overhead
-        self._waiting: list[tuple[int, float, Tensor, Shapes]] = []
+        self._waiting: list[_Waiting] = []
 
     def measure(self, number: int, step: Step, noisy_weight: Tensor, true_label: Tensor) -> None:
         """Measure a step.
@@ -79,10 +91,29 @@ class StepStatistics:
             noisy_weight: How noisy each label is taken to be, over all its micro-batches, `[B]`.
             true_label: Class of each sample if its label is noisy, `[B]`.
         """
-        # Autocast would round the products to half precision where the loop runs inside it.
-        with torch.no_grad(), torch.autocast(noisy_weight.device.type, enabled=False):
-            row, shapes = _packed(_moments(step, noisy_weight, true_label))
-        self._waiting.append((number, time.time(), row, shapes))
+        with full_precision(noisy_weight.device):
+            moments, constants = _moments(step, noisy_weight, true_label)
+        self._add(number, time.time(), moments, constants)
+
+    def add(self, number: int, at: float, part: StepPart) -> None:
+        """Take a step as measured.
+
+        Args:
+            number: Its number.
+            at: When it was made, in seconds since 1970.
+            part: What all of its samples add to it.
+        """
+        with full_precision(part.moments["count"].device):
+            moments = moments_of(part)
+        self._add(number, at, moments, part.constants)
+
+    def _add(
+        self, number: int, at: float, moments: dict[str, Tensor], constants: dict[str, float]
+    ) -> None:
+        row = torch.cat([moment.reshape(-1) for moment in moments.values()])
+        shapes = tuple((name, moment.shape) for name, moment in moments.items())
+        kind = _Kind(shapes, tuple(constants.items()), row.device)
+        self._waiting.append(_Waiting(number, at, row, kind))
 
     @property
     def is_full(self) -> bool:
@@ -93,10 +124,10 @@ class StepStatistics:
         """All that waits, by one transfer for each run of steps with the same kind of moments."""
         waiting, self._waiting = self._waiting, []
         scalars: list[StepScalars] = []
-        for shapes, alike in itertools.groupby(waiting, key=lambda entry: entry[3]):
+        for kind, alike in itertools.groupby(waiting, key=lambda one: one.kind):
             numbers, times, rows, _ = zip(*alike, strict=True)
-            moments = _unpacked(torch.stack(rows).cpu().double(), shapes)
-            scalars += map(StepScalars, numbers, times, _scalars(moments))
+            values = _scalars(torch.stack(rows).cpu().double(), kind)
+            scalars += map(StepScalars, numbers, times, values)
         if scalars:
             scalars[-1].values["overhead_fraction"] = self._overhead()
             self.latest = scalars[-1].values
@@ -107,90 +138,34 @@ class StepStatistics:
         latest, waiting = self.latest, self._waiting[-1:]
         if not waiting:
             return dict(latest)
-        ((_, _, row, shapes),) = waiting
-        (values,) = _scalars(_unpacked(row.cpu().double().unsqueeze(0), shapes))
+        ((_, _, row, kind),) = waiting
+        (values,) = _scalars(row.cpu().double().unsqueeze(0), kind)
         known = {"overhead_fraction"} & latest.keys()
         return values | {name: latest[name] for name in known}
 
 
-def _moments(step: Step, noisy_weight: Tensor, true_label: Tensor) -> dict[str, Tensor]:
-    """Everything that the statistics need; `_scalars` makes them of it."""
-    visits = [one.visits for one in step.observations]
-    loss = torch.cat([some.sample_loss for some in visits])
-    count = torch.cat([some.counted for some in visits]).sum().to(loss.dtype)
-    finite = torch.cat([one.health.finite for one in step.observations]).all()
-    passes = _head_passes(step, noisy_weight)
-    by_products = len(passes) == 1 and not step.is_of_all and passes[0].has_cheap_products
-    moments = {
-        "loss": loss.sum(),
-        "count": count,
-        "broken": torch.where(finite, 0.0, torch.nan),
-        "eps": torch.full_like(count, torch.finfo(step.observations[0].head.residual.dtype).eps),
-    }
-    if passes and all(some.targets is TargetKind.ONE for some in visits):
-        given_labels = [some.given_label for some in visits]
-        true_labels = true_label.split([len(labels) for labels in given_labels])
-        segments = list(map(Segments, passes, given_labels, true_labels))
-        moments |= _segment_moments(segments, by_products=by_products)
-    if step.is_of_all:
-        return moments | _all_moments(step.parameters, count)
-    if step.head_update is None or not passes:
-        return moments
-    bias = step.head_update.bias
-    update = HeadUpdate(whole(step.head_update.weight), None if bias is None else whole(bias))
-    if by_products:
-        return moments | _product_moments(passes[0], update, count)
-    return moments | _gradient_moments(group_gradients(passes, update), count)
+def _moments(
+    step: Step, noisy_weight: Tensor, true_label: Tensor
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Everything that the statistics need, in the cheaper of two forms."""
+    passes, update = head_passes(step, noisy_weight), step.head_update
+    if update is None or step.is_of_all or not _has_cheap_products(passes, update):
+        part = part_of(step, passes, true_label)
+        return moments_of(part), part.constants
+    (head,), moments = passes, counts_of(step)
+    for segments in segments_of(step, passes, true_label):
+        of_segments = segment_products(segments)
+        moments["segment_sums"] = of_segments.sums
+        moments["segment_diagonal"] = of_segments.diagonal
+    group = group_moments(head, moments["count"])
+    bias = None if update.bias is None else whole(update.bias)
+    moments["contributions"] = contributions(head, HeadUpdate(whole(update.weight), bias))
+    moments |= {"sums": group.sums, "diagonal": group.diagonal}
+    return moments, constants_of(step)
 
 
-def _head_passes(step: Step, noisy_weight: Tensor) -> list[HeadPass]:
-    """What each pass shows of the head; empty where it is not measured."""
-    if step.head_update is None or any(one.head.features is None for one in step.observations):
-        return []
-    has_bias, passes, first = step.head_update.bias is not None, [], 0
-    for head in [one.head for one in step.observations]:
-        assert head.features is not None
-        residual, last = head.residual, first + len(head.residual)
-        weight = noisy_weight[first:last].to(residual.dtype)
-        passes.append(HeadPass(residual, whole(head.features).to(residual.dtype), weight, has_bias))
-        first = last
-    return passes
-
-
-def _segment_moments(segments: list[Segments], *, by_products: bool) -> dict[str, Tensor]:
-    moments = segment_products(*segments) if by_products else segment_moments(segments)
-    return {"segment_sums": moments.sums, "segment_diagonal": moments.diagonal}
-
-
-def _product_moments(head: HeadPass, update: HeadUpdate, count: Tensor) -> dict[str, Tensor]:
-    group = group_moments(head, count)
-    along = contributions(head, update)
-    return {"sums": group.sums, "diagonal": group.diagonal, "contributions": along}
-
-
-def _gradient_moments(gradients: GroupGradients, count: Tensor) -> dict[str, Tensor]:
-    blocks, products = block_products(gradients)
-    group = all_moments(gradients, products, count)
-    return {
-        "sums": group.sums,
-        "diagonal": group.diagonal,
-        "contributions": -products.sum(0)[:, 2],
-        **{f"block/{name}": product[:, :2] for name, product in zip(blocks, products, strict=True)},
-    }
-
-
-def _all_moments(gradients: GroupGradients | None, count: Tensor) -> dict[str, Tensor]:
-    if gradients is None:
-        return {}
-    return _gradient_moments(gradients, count) | {
-        "coverage": torch.full_like(count, gradients.coverage),
-        "mixed": torch.full_like(count, torch.nan if gradients.is_mixed else 0.0),
-    }
-
-
-def _packed(moments: dict[str, Tensor]) -> tuple[Tensor, Shapes]:
-    row = torch.cat([moment.reshape(-1) for moment in moments.values()])
-    return row, tuple((name, moment.shape) for name, moment in moments.items())
+def _has_cheap_products(passes: list[HeadPass], update: HeadUpdate) -> bool:
+    return len(passes) == 1 and passes[0].has_cheap_products and not is_spread(update.weight)
 
 
 def _unpacked(rows: Tensor, shapes: Shapes) -> dict[str, Tensor]:
@@ -202,15 +177,34 @@ def _unpacked(rows: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     }
 
 
-def _scalars(moments: dict[str, Tensor]) -> list[dict[str, float]]:
-    """Statistics of S steps from their moments, `[S, …]`."""
-    count, broken, eps = moments["count"], moments["broken"], moments["eps"]
+def _scalars(rows: Tensor, kind: _Kind) -> list[dict[str, float]]:
+    """The statistics by name, of S steps of one kind, from the rows of their moments."""
+    moments, constants = _unpacked(rows, kind.shapes), dict(kind.constants)
+    broken, columns = moments["broken"], {}
+    for name, values in _statistics(moments, constants["eps"]).items():
+        if values.ndim == 1:
+            columns[name] = values + broken
+        elif values.shape[1] <= MOST_CLASSES:
+            stem = name.replace("_by_class", "")
+            by_class = (values + broken.unsqueeze(1)).unbind(1)
+            columns |= {f"{stem}/{label}": value for label, value in enumerate(by_class)}
+    if "coverage" in constants:
+        columns["coverage"] = torch.full_like(broken, constants["coverage"])
+    table = torch.stack(list(columns.values()), dim=1).tolist()
+    return [dict(zip(columns, row, strict=True)) for row in table]
+
+
+def _statistics(moments: dict[str, Tensor], of_type: float) -> dict[str, Tensor]:
+    """Statistics of S steps from their moments, `[S, …]`: `[S]` each, `[S, C]` by class."""
+    count = moments["count"]
+    eps = torch.full_like(count, of_type)
     named = {"batch_loss": moments["loss"] / count}
     if "sums" in moments:
         group = GroupMoments(moments["sums"], moments["diagonal"], count)
         named |= group_statistics(group, eps)
         if "mixed" in moments:  # rows of one batch say nothing about the population
             named |= {k: v + moments["mixed"] for k, v in named.items() if "_population" in k}
+    if "contributions" in moments:
         clean, noisy = (moments["contributions"].T / count).unbind(0)
         named |= {"contribution_clean": clean, "contribution_noisy": noisy}
     if "segment_sums" in moments:
@@ -220,15 +214,4 @@ def _scalars(moments: dict[str, Tensor]) -> list[dict[str, float]]:
     if 1 < len(blocks) <= MOST_BLOCKS:
         for name, products in blocks.items():
             named |= block_statistics(products, "/" + name.removeprefix("block/"))
-    columns = {}
-    for name, values in named.items():
-        if values.ndim == 1:
-            columns[name] = values + broken
-        elif values.shape[1] <= MOST_CLASSES:
-            stem = name.replace("_by_class", "")
-            by_class = (values + broken.unsqueeze(1)).unbind(1)
-            columns |= {f"{stem}/{label}": value for label, value in enumerate(by_class)}
-    if "coverage" in moments:
-        columns["coverage"] = moments["coverage"]
-    table = torch.stack(list(columns.values()), dim=1).tolist()
-    return [dict(zip(columns, row, strict=True)) for row in table]
+    return named

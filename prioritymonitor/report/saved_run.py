@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ArgumentValueError
 from ..records import Columns, Suspect
@@ -105,16 +107,23 @@ def _info(folder: Path) -> dict[str, Any]:
 _NAME = "name the log_dir of a GradientMonitor that has made a step"
 
 
+_MOST_SAID = 200
+"""Characters that are told of what is wrong with a file: it may be any file's content."""
+
+
 def _read(path: Path, parse: Callable[[Path], _Content]) -> _Content | None:
     """Contents of a file; None where there is none."""
     try:
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
-        if not path.is_file():  # a pipe would be waited for
+        # A pipe would be waited for, and a link may lead out of the folder.
+        if path.is_symlink() or not path.is_file():
             raise ArgumentValueError(f"got {path}, which is no ordinary file")
         return parse(path)
     except OSError as error:
-        raise ArgumentValueError(f"got {path}, which can't be read: {error.strerror}") from error
+        raise ArgumentValueError(
+            f"got {path}, which can't be read: {_in_one_line(error)}"
+        ) from error
     except ArgumentValueError:
         raise
     except _DAMAGE as error:
@@ -122,15 +131,17 @@ def _read(path: Path, parse: Callable[[Path], _Content]) -> _Content | None:
 
 
 def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split())[:_MOST_SAID] or type(error).__name__
 
 
 def _run(path: Path) -> dict[str, Any]:
     info = json.loads(path.read_bytes())
     if not isinstance(info, dict) or not isinstance(info["schema"], int):
         raise ValueError("it is of another program")
-    for name in ("id", "started", "versions"):
-        info[name]
+    for name, kind in (("id", str), ("started", str), ("versions", dict)):
+        if not isinstance(info[name], kind):
+            raise ValueError(f"its {name} is no {kind.__name__}")
     return info
 
 
@@ -150,10 +161,15 @@ def _samples(folder: Path) -> Columns:
 
 
 def _columns(path: Path) -> Columns:
-    with np.load(path, allow_pickle=False) as archive:
-        columns = {name: archive[name] for name in archive.files}
-    if len({column.shape for column in columns.values()}) > 1:
-        raise ValueError("its columns are of several lengths")
+    with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("its columns are packed, and may be of any size")
+    with np.load(path, allow_pickle=False) as columns_of:
+        columns = {name: columns_of[name] for name in columns_of.files}
+    if len({column.shape for column in columns.values()}) != 1:
+        raise ValueError("its columns are of several lengths, or none")
+    if next(iter(columns.values())).ndim != 1:
+        raise ValueError("its columns are tables")
     return columns
 
 
@@ -168,18 +184,44 @@ def _rows(path: Path) -> Columns:
     with path.open(encoding="utf-8") as file:
         if file.readline().strip() != ",".join(Suspect._fields):
             raise ValueError(f"its first line is not {','.join(Suspect._fields)}")
-        lines = file.readlines()
+        lines = [line for line in file if not line.isspace()]
     rows = np.empty(0, _SUSPECT)
     if lines:
         rows = np.loadtxt(lines, _SUSPECT, comments=None, delimiter=",", ndmin=1)
-    return {name: rows[name] for name in Suspect._fields}
+    if not _are_scores(rows["score"]).all():
+        raise ValueError("a score is not from 0 to 1")
+    return _checked({name: rows[name] for name in Suspect._fields})
 
 
 def _likeliest(samples: Columns) -> Columns:
     """The suspects as they stood when the samples were written."""
+    if not samples:
+        return {name: np.empty(0, _SUSPECT[name]) for name in Suspect._fields}
+    missing = [name for name in Suspect._fields if name not in samples]
+    if missing:
+        raise ValueError(f"it has no column {missing[0]}")
     columns = {
-        name: samples.get(name, np.empty(0)).astype(_SUSPECT[name]) for name in Suspect._fields
+        name: samples[name].astype(_SUSPECT[name], casting="same_kind") for name in Suspect._fields
     }
+    if not (_are_scores(columns["score"]) | np.isnan(columns["score"])).all():
+        raise ValueError("a score is not from 0 to 1")
+    _checked(columns)
     score = columns["score"].round(6)
     order = np.argsort(-score, kind="stable")[: np.count_nonzero(score >= 0)]  # NaN: not visited
     return {name: column[order] for name, column in columns.items()} | {"score": score[order]}
+
+
+def _are_scores(column: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return (column >= 0) & (column <= 1)
+
+
+def _checked(suspects: Columns) -> Columns:
+    """The same, where no sample lies before the first and no label before −1.
+
+    Raises:
+        ValueError: One does.
+    """
+    for name, least in (("index", 0), ("given_label", -1), ("predicted_label", -1)):
+        if (suspects[name] < least).any():
+            raise ValueError(f"a number in {name} is below {least}")
+    return suspects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -82,7 +83,8 @@ def check_replaceable(path: Path) -> None:
 def remove_unfinished(path: Path) -> None:
     """Remove what processes left that were killed while they wrote this file."""
     for left in path.parent.glob(f".{path.name}.*{_UNFINISHED}"):
-        left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder of that name, or one already gone
+            left.unlink()
 
 
 def _written_beside(path: Path, write: Write) -> Path:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import exactly
+from ..loaded import damaged, exactly, like, mapping, within
 from ..records import MOST_VOTES, REPRESENTATION, TargetKind, Visits
-from .exchange import Exchange, of_first
-from .history import SampleHistory, like
+from .history import Exchange, SampleHistory, of_first
 from .neighbours import best_votes
 
 MOST_CANDIDATES = 20_000
@@ -187,23 +186,36 @@ class FirstVisits:
         copies = {name: None if x is None else x.cpu().clone() for name, x in kept.items()}
         return copies | {"why_none": self.why_none}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+    def resuming(self, state: dict[str, Any], classes: int) -> Callable[[], None]:
+        """What goes on from a `state_dict`.
+
+        Args:
+            state: The state.
+            classes: How many each label is one of.
 
         Raises:
             ArgumentValueError: It is damaged.
         """
-        no_votes = self._history.past.given_label
-        vote = None if state["vote"] is None else like(state["vote"], no_votes)
-        values, scales = self._empty()
-        has_values = state["values"] is not None or state["scales"] is not None
-        if has_values:
-            values, scales = like(state["values"], values), like(state["scales"], scales)
-        self.why_none = exactly(state["why_none"], str, NoneType)
-        self.vote = vote
-        self._values, self._scales = (values, scales) if has_values else (None, None)
-        if not self.is_open:
-            self._close()
+        mapping(state)
+        vote, why_none = state["vote"], exactly(state["why_none"], str, NoneType)
+        if vote is not None:
+            vote = within(like(vote, self._history.past.given_label), -1, classes - 1)
+        values, scales = state["values"], state["scales"]
+        is_gathering = values is not None or scales is not None
+        if is_gathering:
+            empty = self._empty()
+            values, scales = like(values, empty[0]), like(scales, empty[1])
+            within(scales, 0, torch.inf, or_nan=True)
+        if [vote is not None, why_none is not None, is_gathering].count(True) > 1:
+            raise damaged("votes of neighbours, and others that are still to come")
+
+        def resume() -> None:
+            self.vote, self.why_none = vote, why_none
+            self._values, self._scales = values, scales
+            if not self.is_open:
+                self._close()
+
+        return resume
 
 
 def _drawn(count: int, most: int) -> Tensor:

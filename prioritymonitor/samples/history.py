@@ -6,58 +6,54 @@ end of the epoch one row moves to the host. A sample takes a few numbers, howeve
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentValueError, exactly
+from ..errors import ArgumentValueError
+from ..loaded import exactly, like, mapping
 from ..records import Visits
-from .exchange import Exchange, of_first
+from .past import Past, check_first, check_running
 
 _SUBSET_SEED = 20230605
 _FIRST_SAMPLES = 128
 """So many samples tell the loss that the training began with."""
 
 
-@dataclass(frozen=True)
-class Past:
-    """What is known of each sample followed after the last epoch, on the host, `[n]` each.
+class Exchange(Protocol):
+    """What ranks that measure together can do."""
 
-    It is replaced as a whole, so that another thread may read it at any time.
+    rank: int
+    """Number of this one."""
+    members: list[int]
+    """Numbers of all of them."""
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, on the host."""
+
+    def least(self, tensor: Tensor) -> Tensor:
+        """The least over the ranks, on the host."""
+
+
+def of_first(ranks: Exchange, was_seen: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    """Rows of all ranks, each as the rank of the lowest number has it that has seen it.
+
+    Args:
+        ranks: Those that exchange them.
+        was_seen: What this one has seen, bool `[n]`.
+        columns: `[n, ...]` each, on the host.
+
+    Returns:
+        Which rows anyone has seen, bool `[n]`, and the columns, with zeros where nobody has.
     """
-
-    loss: Tensor
-    """In the latest epoch that visited the sample; NaN before the first."""
-    decrease: Tensor
-    """By how much the latest epoch brought it down: since the epoch of the visit before, at a first
-    visit since the start of the training; NaN where the epoch made no visit."""
-    margin_sum: Tensor
-    error_sum: Tensor
-    visits: Tensor
-    """How many."""
-    given_label: Tensor
-    """As the loss saw it, int32; −1 before the first visit."""
-    rival: Tensor
-    """Most probable class other than the given label at the latest visit, int32."""
-    predicted: Tensor
-    """The class predicted at the latest visit, int32; −1 before the first."""
-
-    @property
-    def mean_margin(self) -> Tensor:
-        """Over all visits; NaN before the first."""
-        return self.margin_sum / self.visits
-
-    @property
-    def mean_error(self) -> Tensor:
-        """Over all visits; NaN before the first."""
-        return self.error_sum / self.visits
-
-    @property
-    def samples_seen(self) -> int:
-        """How many samples were visited."""
-        return int((self.visits > 0).sum())
+    nobody = max(ranks.members) + 1
+    first = ranks.least(torch.where(was_seen, ranks.rank, nobody).to(torch.int32))
+    is_own = first == ranks.rank
+    own = [torch.where(is_own.view(-1, *[1] * (one.ndim - 1)), one, 0) for one in columns]
+    return first < nobody, *map(ranks.total, own)
 
 
 class SampleHistory:
@@ -80,7 +76,7 @@ class SampleHistory:
         self.dataset_size = dataset_size
         """Number of samples an index may name."""
         self.classes = 2
-        """How many each label is one of, as the latest visits showed."""
+        """How many each label is one of: the most that visits showed."""
         nothing, unknown = _full(self.size, 0.0), _full(self.size, torch.nan)
         no_label = _full(self.size, -1, torch.int32)
         self.past = Past(unknown, unknown, nothing, nothing, nothing, *[no_label] * 3)
@@ -109,7 +105,7 @@ class SampleHistory:
         """Add visits of known samples to the running epoch."""
         assert visits.index is not None
         self._to(visits.index.device)
-        self.classes = visits.classes
+        self.classes = max(self.classes, visits.classes)
         if not self._began and self._takes_first:
             left = self._first_samples - self._initial[1]
             first = visits.counted & (visits.counted.cumsum(0) <= left)
@@ -233,51 +229,38 @@ class SampleHistory:
             "relabelled": int(self._relabelled),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+    def resuming(self, state: dict[str, Any]) -> Callable[[], None]:
+        """What goes on from a `state_dict`.
 
         Raises:
             ArgumentValueError: It is of a data set of another size, or damaged.
         """
-        found = len(state["past"]["visits"])
+        known = mapping(mapping(state)["past"])
+        found = len(known["visits"])
         if state["dataset_size"] != self.dataset_size or found != self.size:
             raise ArgumentValueError(
-                f"got the state of a data set of {state['dataset_size']} samples, {found} of them "
-                f"followed, for one of {self.dataset_size}, of which {self.size} are; resume with "
-                "the same data and max_tracked"
+                f"got the state of a data set of {state['dataset_size']!r:.20} samples, {found} of "
+                f"them followed, for one of {self.dataset_size}, of which {self.size} are; resume "
+                "with the same data and max_tracked"
             )
         # To the host, wherever the state was loaded to; the device follows with the next batch.
-        past = {
-            one.name: like(state["past"][one.name], getattr(self.past, one.name))
-            for one in fields(Past)
-        }
-        running = {
+        columns = vars(self.past).items()
+        past = Past(**{name: like(known[name], column) for name, column in columns})
+        running: dict[str, Any] = {
             name: like(state[name.removeprefix("_")], getattr(self, name))
             for name in ("_initial", "_epoch", "_labels")
         }
-        relabelled = _full((), exactly(state["relabelled"], int), torch.int64)
-        self.classes = exactly(state["classes"], int)
-        self._began = exactly(state["began"], bool)
-        self.past, self._relabelled = Past(**past), relabelled
-        vars(self).update(running)
-
-
-def like(value: Any, example: Tensor) -> Tensor:
-    """A copy on the host of what a state holds.
-
-    Raises:
-        ArgumentValueError: It is no tensor of the type and shape of the example.
-    """
-    if not isinstance(value, Tensor) or (value.dtype, value.shape) != (
-        example.dtype,
-        example.shape,
-    ):
-        raise ArgumentValueError(
-            f"got a damaged state: {getattr(value, 'dtype', type(value).__name__)} of shape "
-            f"{list(getattr(value, 'shape', ()))} in place of {example.dtype} of shape "
-            f"{list(example.shape)}"
-        )
-    return value.detach().to("cpu", copy=True)
+        classes = exactly(state["classes"], int)
+        past.check(classes)
+        check_first(running["_initial"])
+        check_running(running["_epoch"], running["_labels"], classes)
+        running |= {
+            "past": past,
+            "classes": classes,
+            "_began": exactly(state["began"], bool),
+            "_relabelled": _full((), exactly(state["relabelled"], int), torch.int64),
+        }
+        return lambda: vars(self).update(running)
 
 
 def _full(shape: Any, value: float, dtype: torch.dtype = torch.float32) -> Tensor:

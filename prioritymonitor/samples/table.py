@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..loaded import like, mapping, within
 from ..records import Columns, EpochOfSamples, Suspect, Visits
-from .exchange import Exchange, of_first
 from .first_visits import FirstVisits
 from .going_on import why_not_go_on
-from .history import SampleHistory, like
+from .history import Exchange, SampleHistory, of_first
 from .noisiness import chance_at_first_visit, is_plausible, noisy_part, wrong_label_chance
 
 
@@ -269,20 +269,32 @@ class SampleTable:
             "first_visits": self.first_visits.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+    def resuming(self, state: dict[str, Any]) -> Callable[[], None]:
+        """What goes on from a `state_dict`.
 
         Raises:
             ArgumentValueError: It is of a data set of another size, or damaged.
         """
-        self.history.load_state_dict(state["history"])
-        self._known = like(state["known"], self._known)
-        self.first_visits.load_state_dict(state["first_visits"])
-        self._verdict, self._on_device = self._loaded(state["verdict"]), None
-        self._latest = (None, self._loaded(state["latest"]))
+        mapping(state)
+        resume_history = self.history.resuming(state["history"])
+        classes = state["history"]["classes"]
+        resume_first_visits = self.first_visits.resuming(state["first_visits"], classes)
+        known = like(state["known"], self._known)
+        within(known[:-1], 0, 1, or_nan=True)
+        verdict, latest = (self._loaded(state[name], classes) for name in ("verdict", "latest"))
 
-    def _loaded(self, verdict: dict[str, Tensor] | None) -> Verdict | None:
+        def resume() -> None:
+            resume_history()
+            resume_first_visits()
+            self._known, self._verdict, self._on_device = known, verdict, None
+            self._latest = (None, latest)
+
+        return resume
+
+    def _loaded(self, verdict: dict[str, Tensor] | None, classes: int) -> Verdict | None:
         past = self.history.past
         if verdict is None:
             return None
-        return Verdict(like(verdict["chance"], past.loss), like(verdict["rival"], past.rival))
+        mapping(verdict)
+        chance, rival = like(verdict["chance"], past.loss), like(verdict["rival"], past.rival)
+        return Verdict(within(chance, 0, 1, or_nan=True), within(rival, -1, classes - 1))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..errors import ArgumentValueError, PriorityMonitorError, exactly
+from ..errors import ArgumentValueError, PriorityMonitorError
+from ..loaded import check_has_numbers, damaged, exactly, mapping, number
 
 AVERAGED_EPOCHS = 1.3
 """Horizon of the exponential average, in epochs of optimizer steps."""
@@ -86,7 +88,7 @@ class WeightKeeper:
         self._steps += behind
 
     def _pair_up(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Averages and the weights that go into them, in groups of one type and device."""
+        """Averages and the weights that go into them, in groups that one operation may take."""
         groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         for name, current in _weights(self._model).items():
             # Half precision would round small steps of the average away.
@@ -94,7 +96,8 @@ class WeightKeeper:
             if name not in self._average:
                 self._average[name] = current.detach().to(dtype, copy=True)
             average = self._average[name] = self._average[name].to(current.device)
-            averages, currents = groups[(current.device, current.dtype)]
+            mesh = getattr(current, "device_mesh", None)  # of a DTensor
+            averages, currents = groups[(current.device, current.dtype, mesh)]
             averages.append(average)
             currents.append(current)  # the parameter itself: its data may be exchanged
         return list(groups.values())
@@ -163,11 +166,14 @@ class WeightKeeper:
             current[name].copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types."""
+        """Tensors and plain types; the names besides, so that none can get lost."""
+        average = {name: tensor.cpu().clone() for name, tensor in self._average.items()}
         return {
             "kept": list(self.kept),
             "held": {epoch: dict(weights) for epoch, weights in self._held.items()},
-            "average": {name: tensor.cpu().clone() for name, tensor in self._average.items()},
+            "held_names": {epoch: list(weights) for epoch, weights in self._held.items()},
+            "average": average,
+            "average_names": list(average),
             "steps": self._steps,
             "steps_behind": self._steps_behind,
             "steps_in_epoch": self._steps_in_epoch,
@@ -175,38 +181,54 @@ class WeightKeeper:
             "frozen": self._frozen,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+    def resuming(self, state: dict[str, Any]) -> Callable[[], None]:
+        """What goes on from a `state_dict`.
 
         Raises:
-            ArgumentValueError: It is of another model.
+            ArgumentValueError: It is damaged, or of another model.
         """
-        for weights in (*state["held"].values(), state["average"]):
-            self._check(weights)
-        self.kept = tuple(exactly(epoch, int) for epoch in exactly(state["kept"], list))
-        if not state["held"].keys() >= set(self.kept):
-            raise ArgumentValueError("got a damaged state: the kept weights are missing")
-        self._held = {
-            exactly(epoch, int): {name: tensor.cpu() for name, tensor in weights.items()}
-            for epoch, weights in state["held"].items()
+        names = mapping(mapping(state)["held_names"])
+        kept = tuple(exactly(epoch, int) for epoch in exactly(state["kept"], list))
+        held = {
+            exactly(epoch, int): self._checked(weights, names[epoch])
+            for epoch, weights in mapping(state["held"]).items()
         }
-        self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
-        self._steps = exactly(state["steps"], int)
-        self._steps_behind = exactly(state["steps_behind"], int)
-        self._steps_in_epoch = exactly(state["steps_in_epoch"], int)
-        self._expected_steps = float(exactly(state["expected_steps"], int, float))
-        self._frozen = exactly(state["frozen"], bool)
-        self._pairs = None
+        if not held.keys() >= {*kept}:
+            raise damaged("the kept weights are missing")
+        average = self._checked(state["average"], state["average_names"])
+        frozen = exactly(state["frozen"], bool)
+        if average and (frozen or not self._averaged):
+            raise ArgumentValueError(
+                "got a state with an average of the weights; make the monitor with the same "
+                "keep_best as the one that saved it"
+            )
+        loaded = {
+            "_held": {n: {k: one.cpu() for k, one in some.items()} for n, some in held.items()},
+            "_average": {name: tensor.clone() for name, tensor in average.items()},
+            "_steps": exactly(state["steps"], int),
+            "_steps_behind": exactly(state["steps_behind"], int),
+            "_steps_in_epoch": exactly(state["steps_in_epoch"], int),
+            "_expected_steps": number(float(exactly(state["expected_steps"], int, float)), 1, 1e9),
+            "_frozen": frozen,
+            "_pairs": None,
+        }
+        return lambda: vars(self).update(loaded, kept=kept)
 
-    def _check(self, weights: Weights) -> None:
+    def _checked(self, weights: Weights, names: Any) -> Weights:
+        """Weights of these names, if the model has all of them."""
         current = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
-        for name, tensor in weights.items():
+        for name, tensor in mapping(weights).items():
+            check_has_numbers(tensor)
             own = current.get(name)
             if own is None or own.shape != tensor.shape or not _fits(tensor, own):
                 raise ArgumentValueError(
-                    f"got the state of a model with a weight {name} of shape {list(tensor.shape)} "
-                    f"and {tensor.dtype}, which this one has not; resume with the same model"
+                    f"got the state of a model with a weight {str(name)[:100]} of shape "
+                    f"{list(tensor.shape)} and {tensor.dtype}, which this one has not; resume with "
+                    "the same model"
                 )
+        if {*weights} != {*exactly(names, list)}:
+            raise damaged("some of the kept weights are missing")
+        return {name: tensor.detach() for name, tensor in weights.items()}
 
 
 def _fits(weight: Tensor, current: Tensor) -> bool:

@@ -91,7 +91,7 @@ def test_a_projection_goes_on_from_its_state_and_forgets_when_told_to():
     projection, resumed = Projection(), Projection()
     projection(rows)
     state = projection.state_dict()
-    resumed.load_state_dict(state)
+    resumed.resuming(state)()
     assert torch.equal(resumed(others), projection(others))
     fresh = Projection()
     assert not torch.equal(fresh(others), projection(others))
@@ -120,5 +120,5 @@ def test_a_damaged_state_is_refused(name, value):
     state[name] = value
     resumed = Projection()
     with pytest.raises(ArgumentValueError, match="damaged state"):
-        resumed.load_state_dict(state)
+        resumed.resuming(state)()
     assert resumed.state_dict()["size"] is None

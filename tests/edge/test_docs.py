@@ -231,8 +231,16 @@ def test_what_it_is_quoted_to_say_it_says():
 
 
 def test_the_faults_that_were_tried_are_those_of_the_table():
-    rows = re.findall(r"^\| ([^|]+) \| (\d+) \|", (PAGES / "failures.md").read_text(), re.MULTILINE)
+    text, _, _ = (PAGES / "failures.md").read_text().partition("## States and run folders")
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \|", text, re.MULTILINE)
     assert dict(rows) == {group: str(len(kinds)) for group, kinds in GROUPS.items()}
+
+
+def test_the_figures_of_the_fuzzer_are_those_of_its_results():
+    results, text = read_results("robustness/fuzz"), (PAGES / "failures.md").read_text()
+    for what in ("states", "folders"):
+        found = [str(results[what][name]) for name in ("tried", "refused", "taken", "wrong")]
+        assert f"| {what} | {' | '.join(found)} |" in text
 
 
 def test_the_figures_of_the_campaign_are_those_of_its_results():

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from prioritymonitor.gradients.blocks import all_moments, block_products
+from prioritymonitor.gradients.blocks import block_products, diagonal
 from prioritymonitor.gradients.groups import (
     HeadPass,
     Segments,
     contributions,
     group_gradients,
     group_moments,
-    segment_moments,
+    segment_gradients,
     segment_products,
+    segment_squares,
 )
 from prioritymonitor.gradients.measured_steps import StepStatistics
 from prioritymonitor.records import (
@@ -72,9 +73,8 @@ def expected_moments(passes, update):
 
 
 def moments_of(gradients):
-    _, products = block_products(gradients)
-    group = all_moments(gradients, products, torch.tensor(1.0))
-    return group.sums, group.diagonal, -products.sum(0)[:, 2]
+    _, products = block_products(gradients.sums, gradients.changes)
+    return products.sum(0)[:, :2], diagonal(gradients), -products.sum(0)[:, 2]
 
 
 def assert_close(got, expected, dtype):
@@ -112,6 +112,11 @@ def labelled(shape, dtype=torch.float64, has_bias=True, seed=0):
     return Segments(head, given, true)
 
 
+def segments_by_gradients(passes):
+    gradients, own = segment_gradients(passes)
+    return segment_squares(gradients), own
+
+
 def expected_segments(passes):
     sums, diagonal = 0, 0
     for one in passes:
@@ -131,14 +136,14 @@ def expected_segments(passes):
 @pytest.mark.parametrize("name", [name for name in SHAPES if "positions" not in name])
 def test_both_forms_of_segments_equal_single_samples(name, has_bias, dtype):
     one = labelled(SHAPES[name], dtype, has_bias)
-    for moments in (segment_moments([one]), segment_products(one)):
-        assert_close((moments.sums, moments.diagonal), expected_segments([one]), dtype)
+    products = segment_products(one)
+    for moments in (segments_by_gradients([one]), (products.sums, products.diagonal)):
+        assert_close(moments, expected_segments([one]), dtype)
 
 
 def test_segments_add_up_over_passes():
     passes = [labelled((samples, None, 3, 5), seed=samples) for samples in (4, 1, 9)]
-    moments = segment_moments(passes)
-    assert_close((moments.sums, moments.diagonal), expected_segments(passes), torch.float64)
+    assert_close(segments_by_gradients(passes), expected_segments(passes), torch.float64)
 
 
 # Measured steps

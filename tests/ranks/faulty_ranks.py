@@ -8,21 +8,22 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 
 import prioritymonitor.ranks
 from prioritymonitor.samples.table import SampleTable
-from tests.ranks.training import RANK, train
+from tests.ranks.training import RANK, data, train
 
 PATIENCE = 1.5
 """Seconds."""
 EPOCHS, LAST = 4, 15
 
 
-def sleeps(late):
-    """After the gradients were exchanged, where the other rank goes on to the epoch's end."""
+def sleeps(late, at=LAST):
+    """After the gradients were exchanged, where the other rank goes on and waits, as at the end."""
 
     def before_step(monitor, epoch, number):
-        if late == RANK and (epoch, number) == (2, LAST):
+        if late == RANK and (epoch, number) == (2, at):
             time.sleep(2 * PATIENCE)
 
     return before_step
@@ -40,6 +41,20 @@ def fails(monitor, epoch, number):
         fails.bug.start()
     elif RANK == 1 and epoch == 3:
         fails.bug.stop()
+
+
+def steps_fail(monitor, epoch, number):
+    """The bug is ours, and the statistics of steps are all that needs it."""
+    if RANK == 1 and (epoch, number) == (1, 5):
+        steps_fail.bug = mock.patch("prioritymonitor.steps.part_of", side_effect=ValueError("bug"))
+        steps_fail.bug.start()
+    elif RANK == 1 and epoch == 3:
+        steps_fail.bug.stop()
+
+
+def no_batches():
+    """On one rank; the other has some."""
+    return DataLoader(data(), 20, sampler=range(200) if RANK == 0 else [])
 
 
 def relabelled(labels, epoch):
@@ -60,10 +75,14 @@ def trainings(kind):
         "closes early": train(**options, before_step=closes_early),
         "sleeps": train(**options, before_step=sleeps(1)),
         "the first sleeps": train(**options, before_step=sleeps(0)),
+        "sleeps in mid-epoch": train(**options, every=1, before_step=sleeps(1, at=1)),
+        "steps fail": train(**options, every=1, before_step=steps_fail),
         "fails": train(**options, before_step=fails),
         "does not read": train(**options, reads=RANK == 0),
         "loses identity": train(**options, relabelled=relabelled),
         "loses identity, unwatched": train(**options, relabelled=relabelled, is_watched=False),
+        "no batches": train(no_batches(), uses_join=True, **options),
+        "no batches, unwatched": train(no_batches(), uses_join=True, is_watched=False, **options),
         "has none": train(**options, is_watched=RANK == 0),
     }
 

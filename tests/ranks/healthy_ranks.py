@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
-from tests.ranks.training import BATCH, RANK, data, train
+from tests.ranks.training import BATCH, RANK, Scalars, data, sharded, train
 
 
-def sharded(dataset):
+def distributed(dataset):
     return DataLoader(dataset, BATCH // 2, sampler=DistributedSampler(dataset, seed=1))
 
 
@@ -29,22 +29,41 @@ def own_data():
     return TensorDataset(inputs, (torch.arange(len(inputs)) + RANK) % 4)
 
 
+def until_the_stop(**options):
+    return train(epochs=40, every=1, writer=Scalars(), **options)
+
+
+def measured():
+    """By what else is measured of steps."""
+    return {
+        "measured, accumulated": train(writer=Scalars(), every=2, accumulate=3),
+        "all": train(writer=Scalars(), every=2, scope="all"),
+    }
+
+
 def trainings(folder, kind):
-    results = {"until the stop": train(epochs=40, log_dir=folder / "run", every=1)}
+    results = {"until the stop": until_the_stop()}
     if kind == "until the stop":
         return results
-    return results | {
-        "watched": train(every=2),
-        "alone": train(is_watched=False),
-        "padded": train(sharded(data(603))),
-        "accumulated": train(accumulate=3),
-        "accumulated alone": train(accumulate=3, is_watched=False),
-        "join": train(uneven(data(), 440), uses_join=True),
-        "join alone": train(uneven(data(), 440), uses_join=True, is_watched=False),
-        "held out": train(validation=held_out()),
-        "own data": train(DataLoader(own_data(), 20)),
-        "other sizes": train(DataLoader(Subset(data(), range(599 - RANK)), 20, drop_last=True)),
-    }
+    results["sharded"] = until_the_stop(prepared=sharded)
+    return (
+        results
+        | measured()
+        | {
+            "watched": train(every=2, log_dir=folder / "run"),
+            "alone": train(is_watched=False),
+            "sharded alone": train(is_watched=False, prepared=sharded),
+            "sharded, all": train(scope="all", prepared=sharded),
+            "padded": train(distributed(data(603))),
+            "accumulated": train(accumulate=3),
+            "accumulated alone": train(accumulate=3, is_watched=False),
+            "join": train(uneven(data(), 440), uses_join=True),
+            "join alone": train(uneven(data(), 440), uses_join=True, is_watched=False),
+            "held out": train(validation=held_out()),
+            "own data": train(DataLoader(own_data(), 20)),
+            "other sizes": train(DataLoader(Subset(data(), range(599 - RANK)), 20, drop_last=True)),
+        }
+    )
 
 
 def main(folder, kind):

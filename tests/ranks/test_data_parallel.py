@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from prioritymonitor.tags import RECORD_KEYS
 from tests.capture.test_no_disturbance import assert_identical
+from tests.ranks.healthy_ranks import measured, until_the_stop
 from tests.ranks.launched import as_text, launch
-from tests.ranks.training import RANKS, train
+from tests.ranks.training import RANKS
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
@@ -28,10 +30,21 @@ def ranks(folder):
 @functools.cache
 def one_process():
     assert RANKS == 1
-    return train(epochs=40, every=1)
+    return until_the_stop()
 
 
-def assert_as_one_process(ranks):
+@functools.cache
+def one_process_measured():
+    return measured()
+
+
+def assert_as_one_process(ranks, kept):
+    """The decision, and everything that it rests on.
+
+    Args:
+        ranks: What each knows.
+        kept: The weights of the best epoch, once for each rank that has all of them.
+    """
     expected = one_process()
     assert expected["decision"][0]
     for rank in ranks:
@@ -49,26 +62,71 @@ def assert_as_one_process(ranks):
                 rtol=0,
                 atol=1e-8 if name == "priority" else 1e-6,
             )
-        torch.testing.assert_close(rank["kept"], expected["kept"], rtol=1e-9, atol=1e-9)
+    for weights in kept:
+        torch.testing.assert_close(weights, expected["kept"], rtol=1e-9, atol=1e-9)
+
+
+def of_steps(scalars):
+    by_epoch = {f"prioritymonitor/{name}" for name in (*RECORD_KEYS, "noisy_fraction")}
+    cost = "prioritymonitor/overhead_fraction"
+    return {tag: value for tag, value in scalars.items() if tag[0] not in by_epoch | {cost}}
+
+
+def assert_steps_as_one_process(ranks, kind, alone):
+    first, *rest = (rank[kind] for rank in ranks)
+    found, expected = of_steps(first["scalars"]), of_steps(alone["scalars"])
+    assert len({name for name, _ in expected}) > 15
+    assert found.keys() == expected.keys()
+    for tag, value in expected.items():
+        assert found[tag] == pytest.approx(value, rel=1e-9, abs=1e-15, nan_ok=True), tag
+    for other in rest:
+        assert other["scalars"] == {}
+        cost = {"overhead_fraction": None}
+        assert as_text(other["latest"] | cost) == as_text(first["latest"] | cost)
 
 
 def test_two_ranks_stop_as_one_process_on_the_joined_batches(ranks):
-    assert_as_one_process([rank["until the stop"] for rank in ranks])
+    runs = [rank["until the stop"] for rank in ranks]
+    assert_as_one_process(runs, [run["kept"] for run in runs])
 
 
-def test_four_ranks_stop_as_one_process_on_the_joined_batches(tmp_path):
+def test_two_ranks_that_each_hold_a_part_of_the_model_stop_as_one_process(ranks):
+    """And what they keep stays spread."""
+    runs = [rank["sharded"] for rank in ranks]
+    kept = [torch.cat(parts) for parts in zip(*(run["kept"] for run in runs), strict=True)]
+    assert all(len(part) < len(whole) for part, whole in zip(runs[0]["kept"], kept, strict=True))
+    assert_as_one_process(runs, [kept])
+
+
+@pytest.mark.parametrize("kind", ["until the stop", "sharded", "measured, accumulated", "all"])
+def test_two_ranks_measure_steps_as_one_process_on_the_joined_batches(kind, ranks):
+    assert_steps_as_one_process(ranks, kind, one_process_measured().get(kind) or one_process())
+
+
+def test_of_a_model_that_is_spread_the_head_is_measured(ranks):
+    first = ranks[0]["sharded, all"]
+    assert len(first["said"]) == 1
+    assert first["said"][0].endswith("statistics of steps are those of the head")
+    assert first["latest"]["dominance_ratio"] > 0
+
+
+def test_four_ranks_stop_and_measure_as_one_process_on_the_joined_batches(tmp_path):
     ranks, _ = launch("tests.ranks.healthy_ranks", tmp_path, 4, "until the stop")
-    assert_as_one_process([rank["until the stop"] for rank in ranks])
-    assert len({as_text([rank["until the stop"][name] for name in SAME]) for rank in ranks}) == 1
+    runs = [rank["until the stop"] for rank in ranks]
+    assert_as_one_process(runs, [run["kept"] for run in runs])
+    assert len({as_text([run[name] for name in SAME]) for run in runs}) == 1
+    assert_steps_as_one_process(ranks, "until the stop", one_process())
 
 
-@pytest.mark.parametrize("kind", ["until the stop", "padded", "accumulated", "join", "held out"])
+@pytest.mark.parametrize(
+    "kind", ["until the stop", "sharded", "padded", "accumulated", "join", "held out"]
+)
 def test_every_rank_knows_the_same_bit_for_bit(kind, ranks):
     first, second = (rank[kind] for rank in ranks)
     if kind == "join":  # one of them makes fewer steps: its own count, and average of the weights
         for record in (*first["history"], *second["history"]):
             del record["step"]
-    else:
+    elif kind != "sharded":
         assert_identical(first["kept"], second["kept"])
     for name in SAME:
         assert as_text(first[name]) == as_text(second[name]), name
@@ -76,7 +134,12 @@ def test_every_rank_knows_the_same_bit_for_bit(kind, ranks):
 
 @pytest.mark.parametrize(
     ("kind", "alone"),
-    [("watched", "alone"), ("accumulated", "accumulated alone"), ("join", "join alone")],
+    [
+        ("watched", "alone"),
+        ("accumulated", "accumulated alone"),
+        ("join", "join alone"),
+        ("sharded, all", "sharded alone"),
+    ],
 )
 def test_training_and_the_users_group_are_those_without_monitors(kind, alone, ranks):
     for rank in ranks:
@@ -85,13 +148,13 @@ def test_training_and_the_users_group_are_those_without_monitors(kind, alone, ra
 
 
 def test_only_the_first_rank_writes_and_logs(folder, ranks):
-    first, second = (rank["until the stop"] for rank in ranks)
+    first, second = (rank["watched"] for rank in ranks)
     assert first["log_dir"] == str(folder / "run")
     assert second["log_dir"] == "None"
     assert sorted(one.name for one in folder.iterdir() if one.is_dir()) == ["run"]
-    assert len((folder / "run" / "epochs.jsonl").read_text().splitlines()) == len(first["history"])
-    assert len(first["said"]) == 1
-    assert first["said"][0].startswith("stop after epoch")
+    assert len((folder / "run" / "epochs.jsonl").read_text().splitlines()) == 3
+    (said,) = ranks[0]["until the stop"]["said"]
+    assert said.startswith("stop after epoch")
     assert all(run["said"] == [] for run in ranks[1].values())
 
 
@@ -105,10 +168,13 @@ def test_a_sample_that_padding_repeats_counts_once(ranks):
 def test_ranks_with_other_numbers_of_batches_end_an_epoch_where_the_next_begins(ranks):
     for rank in ranks:
         run = rank["join"]
-        assert run["said"] == []
         assert run["seconds"] < 30
         assert [one["samples_seen"] for one in run["history"]] == [440] * 3
         assert run["visits"].tolist() == [3] * 440 + [0] * 160
+    (said,) = ranks[0]["join"]["said"]
+    assert said.startswith("statistics of steps are those of this rank's part of the batch")
+    assert "ranks are not known to have the same number of batches" in said
+    assert ranks[0]["join"]["latest"]["dominance_ratio"] > 0
 
 
 def test_held_out_labels_of_all_ranks_are_tried(ranks):

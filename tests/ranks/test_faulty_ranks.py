@@ -13,11 +13,17 @@ KINDS = (
     "closes early",
     "sleeps",
     "the first sleeps",
+    "sleeps in mid-epoch",
+    "steps fail",
     "fails",
     "does not read",
     "loses identity",
+    "no batches",
     "has none",
 )
+
+OWN_PART = "statistics of steps are those of this rank's part of the batch from here on: "
+OWN_STEPS = f"{OWN_PART}ranks are not in touch"
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +50,31 @@ def test_nobody_waits_longer_than_the_patience(kind, ranks):
         assert rank[kind]["seconds"] < rank["unwatched"]["seconds"] + slept + PATIENCE + 10
 
 
-@pytest.mark.parametrize("kind", ["sleeps", "the first sleeps", "fails", "loses identity"])
+@pytest.mark.parametrize(
+    "kind", ["sleeps", "the first sleeps", "fails", "loses identity", "no batches"]
+)
 def test_where_a_rank_is_lost_whose_monitor_is_in_use_no_rank_judges(kind, ranks):
     for rank in ranks:
         stop, reason, _ = rank[kind]["decision"]
         assert not stop
-        assert reason in ("OUT_OF_TOUCH", "FAILED", "NO_IDENTITY")
-        assert len(rank[kind]["history"]) >= 1
+        assert reason in ("OUT_OF_TOUCH", "FAILED", "NO_IDENTITY", "TOO_EARLY")
+    assert len(ranks[0][kind]["history"]) >= 1
     assert ranks[0][kind]["decision"][1] == "OUT_OF_TOUCH"
 
 
 def test_the_first_rank_says_what_became_of_another(ranks):
     late = f"rank 1 was late by more than {PATIENCE:g} s: no suspects and no stop from here on"
-    assert said_of(ranks, "sleeps")[0] == [late]
+    assert said_of(ranks, "sleeps")[0] == [late, OWN_STEPS]
     assert said_of(ranks, "loses identity")[1] == []
-    (lost,) = said_of(ranks, "loses identity")[0]
+    lost, own_steps = said_of(ranks, "loses identity")[0]
     assert lost.startswith("on rank 1 samples have no identity")
-    (failed,) = said_of(ranks, "fails")[0]
+    assert own_steps == OWN_STEPS
+    failed, own_steps = said_of(ranks, "fails")[0]
+    assert own_steps == OWN_STEPS
     assert failed.startswith("on rank 1 measuring is off after step")
+    why = "on rank 1 train_loader gave no batch, so epochs can't be told"
+    no_stop = f"{why}: no suspects and no stop from here on"
+    assert said_of(ranks, "no batches")[0][:2] == [OWN_PART + why, no_stop]
     gone = "rank 1 has no monitor, or has closed it"
     for kind in ("closes early", "has none"):
         (line,) = said_of(ranks, kind)[0]
@@ -70,7 +83,7 @@ def test_the_first_rank_says_what_became_of_another(ranks):
 
 def test_a_late_rank_says_itself_that_others_have_gone_on(ranks):
     for kind, number in (("sleeps", 1), ("the first sleeps", 0)):
-        (line,) = said_of(ranks, kind)[number]
+        line = said_of(ranks, kind)[number][0]
         assert line.startswith(f"rank {number} was late by more than {PATIENCE:g} s, and the")
 
 
@@ -85,6 +98,24 @@ def test_without_a_monitor_on_one_rank_the_other_judges_its_own_samples(kind, ra
     assert first["decision"][1] != "OUT_OF_TOUCH"
     assert len(first["history"]) == EPOCHS
     assert first["history"][-1]["priority"] is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("sleeps in mid-epoch", f"rank 1 was late by more than {PATIENCE:g} s"),
+        ("steps fail", "another rank could not measure its part"),
+    ],
+)
+def test_without_the_steps_of_another_rank_both_judge_the_same_and_measure_their_own(
+    kind, why, ranks
+):
+    first, second = (rank[kind] for rank in ranks)
+    assert first["said"] == [OWN_PART + why]
+    assert first["history"] == second["history"]
+    assert first["history"][-1]["priority"] is not None
+    assert first["latest"]["dominance_ratio"] > 0
+    assert len(first["history"]) == EPOCHS
 
 
 def test_a_rank_that_does_not_read_decides_the_same(ranks):

@@ -160,15 +160,19 @@ def test_the_nth_monitors_of_each_rank_belong_together():
     assert summed()(first[1]) == 2.0
 
 
+def first_rows(ranks, own):
+    return ranks.in_step(lambda: ranks.first_rows(own, 5))
+
+
 def test_the_first_rows_of_all_come_in_the_order_of_the_ranks():
     ranks = group(3)
-    rows = on_each(ranks, lambda one: one.first_rows(torch.full((2, 3), float(one.rank)), 5))
+    rows = on_each(ranks, lambda one: first_rows(one, torch.full((2, 3), float(one.rank))))
     for found in rows:
         assert found[:, 0].tolist() == [0, 0, 1, 1, 2]
 
 
 def test_rows_of_other_sizes_are_no_rows_of_one_space():
-    for error in on_each(group(2), lambda one: one.first_rows(torch.ones(2, 3 + one.rank), 5)):
+    for error in on_each(group(2), lambda one: first_rows(one, torch.ones(2, 3 + one.rank))):
         assert isinstance(error, PriorityMonitorError)
         assert "[3, 4]" in str(error)
 
@@ -176,7 +180,7 @@ def test_rows_of_other_sizes_are_no_rows_of_one_space():
 def test_rows_that_a_rank_does_not_ask_for_leave_it_a_member():
     ranks = group(2)
     with pytest.raises(OutOfTouch, match="rank 1 was late"):
-        ranks[0].first_rows(torch.ones(1, 1), 5)
+        first_rows(ranks[0], torch.ones(1, 1))
     assert on_each(ranks, summed()) == [3.0] * 2
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from prioritymonitor import GradientMonitor
@@ -65,9 +66,35 @@ class Said(logging.Handler):
         logging.getLogger("prioritymonitor").removeHandler(self)
 
 
+class Scalars:
+    """A writer of the user's that keeps what it gets, in double precision."""
+
+    def __init__(self):
+        self.values = {}
+
+    def add_scalar(self, tag, value, step, walltime=None):
+        self.values[tag, step] = float(value)
+
+
 def collectives():
     """How many the process's own group has seen."""
     return dist.group.WORLD._get_sequence_number_for_group() if dist.is_initialized() else 0
+
+
+def own(parameter):
+    """What this rank has of it."""
+    part = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return part.detach().clone()
+
+
+def replicated(model):
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def sharded(model):
+    for part in (model[0], model[2], model):
+        fully_shard(part)
+    return model
 
 
 def train(
@@ -80,6 +107,7 @@ def train(
     reads=True,
     before_step=lambda monitor, epoch, number: None,
     relabelled=lambda labels, epoch: labels,
+    prepared=replicated,
     **options,
 ):
     """Train, and give everything that ranks may be asked for.
@@ -93,12 +121,13 @@ def train(
         reads: Whether `should_stop` is read.
         before_step: Called between the backward pass and the step.
         relabelled: What the loop makes of the labels.
+        prepared: What several ranks make of the model.
         options: For the monitor.
     """
     loader = joined() if loader is None else loader
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, CLASSES)).double()
-    net = nn.parallel.DistributedDataParallel(model) if RANKS > 1 else model
+    net = prepared(model) if RANKS > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     with Said() as said:
         first, began = collectives(), time.monotonic()
@@ -120,7 +149,7 @@ def train(
             if epochs > 10 and stopped[-1]:
                 break
         result = {
-            "weights": [p.detach().clone() for p in model.parameters()],
+            "weights": [own(p) for p in model.parameters()],
             "random": torch.get_rng_state(),
             "collectives": collectives() - first,
             "seconds": time.monotonic() - began,
@@ -129,7 +158,7 @@ def train(
             result["restored"] = monitor.restore_best()
             decision = monitor.decision
             result |= {
-                "kept": [p.detach().clone() for p in model.parameters()],
+                "kept": [own(p) for p in model.parameters()],
                 "decision": [decision.stop, decision.reason.name, decision.epoch],
                 "message": decision.message,
                 "best": decision.best_epoch,
@@ -141,6 +170,8 @@ def train(
                 "visits": torch.tensor(monitor.samples()["visits"]),
                 "stopped": stopped,
                 "log_dir": str(monitor.log_dir),
+                "latest": monitor.latest,
+                "scalars": getattr(options.get("writer"), "values", {}),
             }
             monitor.close()
     return result | {"said": list(said)}

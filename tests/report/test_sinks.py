@@ -28,7 +28,9 @@ def record(epoch):
 
 
 def samples():
-    return {"index": np.arange(3), "loss": np.ones(3, np.float32)}
+    labels = np.zeros(3, np.int64)
+    scores = {"score": np.ones(3, np.float32), "given_label": labels, "predicted_label": labels}
+    return {"index": np.arange(3), **scores}
 
 
 def suspects():

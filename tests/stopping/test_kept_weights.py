@@ -268,7 +268,7 @@ def test_a_resumed_keeper_holds_and_averages_the_same():
     keepers = [WeightKeeper(model, averaged=True) for model in models]
     for epoch in range(1, 5):
         train_one(models[0], keepers[0], epoch)
-    keepers[1].load_state_dict(copy.deepcopy(keepers[0].state_dict()))
+    keepers[1].resuming(copy.deepcopy(keepers[0].state_dict()))()
     for epoch in (5, 6):
         for model, keeper in zip(models, keepers, strict=True):
             train_one(model, keeper, epoch)
@@ -288,6 +288,8 @@ def test_a_resumed_keeper_holds_and_averages_the_same():
             r"0\.bias of shape \[3\]",
         ),
         (lambda state: state["held"][3].update(new=torch.zeros(3)), "a weight new of shape"),
+        (lambda state: state["held"][3].pop("0.bias"), "some of the kept weights are missing"),
+        (lambda state: state["average_names"].append("0.bias"), "some of the kept weights"),
         (
             lambda state: state["held"][2].update({"0.bias": torch.zeros(8, dtype=torch.int64)}),
             r"0\.bias of shape \[8\] and torch\.int64",
@@ -300,7 +302,7 @@ def test_a_damaged_state_is_refused(damage, message):
     damage(state)
     fresh = WeightKeeper(mlp(), averaged=False)
     with pytest.raises(ArgumentValueError, match=message):
-        fresh.load_state_dict(state)
+        fresh.resuming(state)()
 
 
 def test_half_precision_weights_are_averaged_in_single_precision():

@@ -26,6 +26,9 @@ class Others(Protocol):
     def epoch_begins(self, batches: int | None) -> None:
         """Training on a traversal of so many batches begins here."""
 
+    def had_no_batch(self) -> None:
+        """A traversal was over at once."""
+
     def may_end_now(self) -> bool:
         """Whether its end may be where its last batch was used.
 
@@ -38,6 +41,9 @@ class Nobody:
 
     def epoch_begins(self, batches: int | None) -> None:
         """Nobody wants to know."""
+
+    def had_no_batch(self) -> None:
+        """Nobody waits."""
 
     def may_end_now(self) -> bool:
         """Nobody has to come along."""
@@ -223,6 +229,8 @@ class LoaderRecorder:
 
     def _traversal_ends(self, traversal: Traversal) -> None:
         traversal.has_run_out = True
+        if not traversal.handed_out and not traversal.is_elsewhere:
+            self.others.had_no_batch()
         if not self.waiting.has_waiting(traversal):
             self._finish(traversal)
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ...capture import private
 from ...capture.hooks import Guard, Hook
-from ...capture.parameters import ParameterChanges, is_distributed, trained_parameters
+from ...capture.parameters import ParameterChanges, trained_parameters
 from ...capture.passes import Forward, Pass
 from ...errors import contained, described, may_pass
 from ...records import GroupGradients, Visits
@@ -58,13 +58,7 @@ class AllParameters:
         """In the step that is under way; what may pass is tried again in the next."""
         self._ends = False
         """True if this step is the last."""
-        self._is_over = any(map(is_distributed, model.parameters()))
-        if self._is_over:
-            on_problem(
-                'got scope="all" and parameters that are DTensors, as fully_shard makes them; '
-                "statistics of steps are off, losses, suspects and the stop go on: use "
-                'scope="head", or DistributedDataParallel'
-            )
+        self._is_over = False
         self._running = (-1, False)
         self._guard = guard.for_part(self._failed)
         self._engine = make_engine(

@@ -1,0 +1,1 @@
+"""States and run folders as nobody ever saved them, and what must hold for each."""
