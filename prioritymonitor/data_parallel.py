@@ -52,6 +52,10 @@ class DataParallel:
         self._say = say
         self._batches: int | None = None
         self._has_left = False
+        self._meetings = 0
+        self._saved_by: tuple[int, int] | None = None
+        self._parts = 0, 0
+        """Whether this rank goes on with its part of an epoch, and how many parts there were."""
         self.at_epoch_end: Callable[[Ranks, int], None] = _nothing
         """What else ranks exchange then; gets them and the number of steps."""
         table.first_visits.rows_of_all = self._rows_of_all
@@ -68,6 +72,21 @@ class DataParallel:
     @property
     def _others(self) -> Ranks | None:
         return None if self._has_left else self._ranks
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Number of this rank, and how many there are."""
+        ranks = None if is_alone() else self._others
+        return (0, 1) if ranks is None else (ranks.rank, len(ranks.members))
+
+    def id_of_run(self, own: str) -> str:
+        """The same on all ranks: whichever of them saves a state, the first one writes."""
+        ranks = None if is_alone() else self._others
+        return own if ranks is None else ranks.of_first("id", own)
+
+    def resume(self, rank: int, count: int) -> None:
+        """A state was loaded that one of so many ranks has saved in mid-epoch."""
+        self._saved_by = rank, count
 
     @property
     def are_there(self) -> bool:
@@ -91,9 +110,36 @@ class DataParallel:
 
     def begins_with(self, observation: Observation) -> None:
         """Samples are trained on, in batches as large as these."""
+        self._take_part()
         if self._others is not None:
             batch = len(observation.visits.counted) // len(observation.health.finite)
             self._table.history.share_first_samples(batch, self._others)
+
+    def _take_part(self) -> None:
+        """Of an epoch that is resumed in its middle, each rank goes on with what it has seen.
+
+        Nobody goes on with what others have seen whose states were not saved, or not loaded.
+        """
+        if self._saved_by is None:
+            return
+        (rank, count), self._saved_by = self._saved_by, None
+        is_own = self._others is None or self._others.rank == rank
+        history = self._table.history
+        if (rank, count) != self.place:
+            history.take_no_more_first_samples()
+        if not is_own:
+            history.begin_epoch_anew()
+        self._parts = int(is_own), count
+        if self._others is None:
+            self._tell_of_lost(count - 1)
+
+    def _tell_of_lost(self, ranks: int) -> None:
+        self._parts = 0, 0
+        if ranks:
+            self._say(
+                f"the epoch in which the run was resumed lacks what {ranks} of the ranks had seen "
+                "of it: save state_dict() where an epoch ends, or that of each rank"
+            )
 
     def combine(self, record: Record) -> None:
         """Have all ranks know the same of the epoch that ends.
@@ -104,12 +150,13 @@ class DataParallel:
         Raises:
             NotJudged: Ranks can't know the same, or have other data than each other.
         """
+        self._take_part()
         ranks = self._others
         if ranks is None:
             return
-        before = ranks.members
+        before, self._meetings = ranks.members, self._meetings + 1
         try:
-            name = f"epoch {record['epoch']}"
+            name = f"epoch {self._meetings}"  # not its own number: a state may be loaded twice
             why_not = ranks.together(name, lambda: self._exchanged(ranks, record))
         except OutOfTouch as error:
             raise NotJudged(StopReason.OUT_OF_TOUCH, str(error), error.is_untold) from error
@@ -119,10 +166,15 @@ class DataParallel:
 
     def _exchanged(self, ranks: Ranks, record: Record) -> str | None:
         """Why it can't be put together; None if it was."""
-        size = self._table.history.dataset_size
-        least, most = ranks.least(torch.tensor([size, -size], device="cpu")).tolist()
-        if least != -most:
-            return f"data sets of ranks differ: they have from {least} to {-most} samples"
+        size, (kept, parts) = self._table.history.dataset_size, self._parts
+        own = torch.tensor([size, record["epoch"], parts], device="cpu")
+        least, most = (ranks.least(torch.stack((own, -own))) * torch.tensor([[1], [-1]])).tolist()
+        if least[1] != most[1]:
+            raise OutOfTouch(f"ranks resumed different states: epochs {least[1]} and {most[1]} end")
+        if least[0] != most[0]:
+            return f"data sets of ranks differ: they have from {least[0]} to {most[0]} samples"
+        if most[2]:
+            self._tell_of_lost(most[2] - int(ranks.total(torch.tensor(kept, device="cpu"))))
         in_conflict = self._table.combine(ranks)
         if in_conflict > _MOST_IN_CONFLICT * self._table.history.size:
             return (

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from .arguments import Settings
+from .capture.rerun import unwrapped
 from .data_parallel import DataParallel, NotJudged
 from .errors import ArgumentTypeError, ArgumentValueError, contained, described, is_from_signal
 from .loaded import mapping
@@ -78,7 +79,8 @@ class Judge:
                 "subset, or leave train_loader out and do without suspects and stop"
             ) from error
         keeps, averaged = settings.keep_best is not None, settings.keep_best == "averaged"
-        keeper = WeightKeeper(model, averaged) if keeps else None
+        # By their names in the user's own module: a run may be resumed without the wrapper.
+        keeper = WeightKeeper(unwrapped(model), averaged) if keeps else None
         return cls(table, keeper, settings.stop or measure_only, say)
 
     def step_made(self, expected_steps: float) -> None:

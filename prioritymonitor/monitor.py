@@ -191,7 +191,8 @@ class GradientMonitor(Readings):
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, for `torch.load(..., weights_only=True)`.
 
-        It is as large as the table of samples and the kept weights. It brings all to the disk.
+        It is as large as the table of samples and the kept weights. It brings all to the disk, and
+        waits for no other rank. Where an epoch ends, that of any rank will do for all.
         """
         return state_dict(self._run)
 

@@ -8,6 +8,7 @@ exchanged counts only if all of them got it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -109,8 +110,13 @@ class Ranks:
         if self._out_of_touch is not None:
             raise self._out_of_touch
         try:
+            began = time.monotonic()
             self._come_together(f"{self._name}/{name}/begin")
-            result = exchange()
+            try:
+                result = exchange()
+            except RuntimeError:
+                self._wait_for_the_end(began)
+                raise
             self._meet(f"{self._name}/{name}/end", self.members)
         except RuntimeError as error:  # the store is gone, or a rank in the middle of it
             self._out_of_touch = OutOfTouch(f"another rank was lost ({described(error)})", True)
@@ -180,6 +186,16 @@ class Ranks:
         begun = self._count(self._epoch_key)
         return batches is not None and self._count(f"{self._epoch_key}/{batches}") >= begun
 
+    def of_first(self, name: str, own: str) -> str:
+        """What the first rank has of something, once it has told; nobody is waited for."""
+        key = f"{self._name}/of_first/{name}"
+        with contextlib.suppress(RuntimeError):  # the run is over
+            if self.rank == 0:
+                self._store.set(key, own)
+            elif self._store.check([key]):
+                return str(self._store.get(key).decode())
+        return own
+
     def leave(self, why: str | None) -> None:
         """This rank measures no more, and nobody waits for it.
 
@@ -198,6 +214,18 @@ class Ranks:
     @property
     def _epoch_key(self) -> str:
         return f"{self._name}/begun/{self._epochs}"
+
+    def _wait_for_the_end(self, began: float) -> None:
+        """A rank is gone, and whoever has started this one will end it as well.
+
+        Until then nothing is concluded: it might be saved, and a resumed run would go on with it.
+
+        Args:
+            began: When the others were first waited for, by the clock that only goes forward.
+        """
+        until = began + self._patience.total_seconds()
+        while time.monotonic() < until and not self._count(f"{self._name}/left"):
+            time.sleep(_LONGEST_PAUSE)
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         own = tensor.detach().to("cpu", copy=True).contiguous()

@@ -98,6 +98,7 @@ class Run:
             self.expected_steps = float(recorder.batches or self.expected_steps)
             self.judge = Judge.of(model, recorder.dataset_size, settings, say)
             self.table, recorder.others = self.judge.table, self.judge.others
+            self.id = self.judge.others.id_of_run(self.id)
         else:
             message = "samples have no identity without train_loader: no suspects and no stop"
             if recorder is not None:  # else it is said at the first step
@@ -165,12 +166,13 @@ class Run:
         self._has_begun = True
         if self.phase is Phase.NOT_BEGUN:
             self.phase = Phase.MEASURING
-        shapes = {
-            "samples": self.table.history.size or None,
-            "classes": step.observations[0].head.residual.shape[-1] if step.observations else None,
-        }
+        classes = step.observations[0].head.residual.shape[-1] if step.observations else None
+        shapes = {"samples": self.table.history.size or None, "classes": classes}
         settings, names = vars(self.settings), self.settings.class_names
-        self.reports.begin(RunInfo(self.id, settings, shapes, names, self.records))
+        if self.judge is not None:
+            self.id = self.judge.others.id_of_run(self.id)
+        known = self.records, self.table.columns
+        self.reports.begin(RunInfo(self.id, settings, shapes, names, *known))
 
     def _check_identity(self) -> None:
         """Before anything is concluded from it."""

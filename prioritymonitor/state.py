@@ -15,7 +15,7 @@ from .tags import RECORD_KEYS, tag_of
 if TYPE_CHECKING:
     from .run import Run
 
-VERSION = 7
+VERSION = 8
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(RECORD_KEYS, (float, NoneType)),
@@ -37,7 +37,10 @@ def state_dict(run: Run) -> dict[str, Any]:
     """Everything that a resumed run needs."""
     with run.guard.lock:
         run.bring_up_to_date()
-        return _state(run)
+        # In a tuple, which `torch.distributed.checkpoint` takes as a whole. It takes a dictionary
+        # apart, keeps of each entry what any one of the ranks has of it, and loads none that a new
+        # run has not.
+        return {"version": VERSION, "run": (_state(run),)}
 
 
 def load_state_dict(run: Run, state: Any) -> None:
@@ -54,13 +57,14 @@ def load_state_dict(run: Run, state: Any) -> None:
         )
     with run.guard.lock:
         try:
-            resume = _resuming(run, state)
+            (content,) = exactly(state["run"], tuple)
+            resume = _resuming(run, mapping(content))
         except Exception as error:
             if isinstance(error, ArgumentValueError) or is_from_signal(error):
                 raise
             raise damaged(_found(error)) from error
         resume()
-        run.reports.resume_at(run.attached.capture.steps)
+        _go_on(run, content)
 
 
 def _found(error: Exception) -> str:
@@ -72,15 +76,17 @@ def _found(error: Exception) -> str:
 
 def _state(run: Run) -> dict[str, Any]:
     phase = run.resumes_as if run.phase is Phase.CLOSED else run.phase
+    recorder = run.attached.recorder
     return {
-        "version": VERSION,
         "id": run.id,
         "phase": phase.name,
         "decision": vars(run.decision) | {"reason": run.decision.reason.name},
         "steps": run.attached.capture.steps,
         "called": run.attached.capture.calls.name,
         "epoch": run.epoch,
-        "epoch_is_open": run.attached.recorder is not None and run.attached.recorder.is_open,
+        "epoch_is_open": recorder is not None and recorder.is_open,
+        "epoch_is_complete": recorder is not None and recorder.is_complete,
+        "saved_by": run.judge.others.place if run.judge is not None else (0, 1),
         "expected_steps": run.expected_steps,
         "latest": dict(run.steps.statistics.latest),
         "records": [dict(record) for record in run.records],
@@ -100,7 +106,12 @@ def _resuming(run: Run, state: dict[str, Any]) -> Callable[[], None]:
     own, steps, latest = _own(run, state), exactly(state["steps"], int), _latest(state["latest"])
     if steps < own["steps_at_end"]:
         raise damaged(f"{steps} steps, and an epoch that ended after {own['steps_at_end']}")
-    is_open = exactly(state["epoch_is_open"], bool)
+    is_open, is_complete = (
+        exactly(state[f"epoch_is_{name}"], bool) for name in ("open", "complete")
+    )
+    rank, count = (exactly(one, int) for one in exactly(state["saved_by"], tuple))
+    if rank >= count:
+        raise damaged(f"rank {rank} of {count}")
     capture, recorder = run.attached.capture, run.attached.recorder
     resume_calls = capture.calls.resuming(exactly(state["called"], str))
     resume_samples = run.judge.resuming(state["judge"]) if run.judge is not None else None
@@ -114,7 +125,7 @@ def _resuming(run: Run, state: dict[str, Any]) -> Callable[[], None]:
         capture.steps, run.steps.statistics.latest = steps, latest
         vars(run).update(own)
         if recorder is not None:
-            recorder.resume(is_open)
+            recorder.resume(is_open, is_complete)
         if run.phase is Phase.IDENTITY_LOST:
             run.grouping.forget_samples()
         if run.phase is Phase.FAILED:
@@ -144,10 +155,29 @@ def _own(run: Run, state: dict[str, Any]) -> dict[str, Any]:
         "epoch": epoch,
         "records": records,
         "decision": decision,
-        "phase": phase,
+        "phase": Phase.MEASURING if _is_in_touch_again(run, phase, decision) else phase,
         "expected_steps": number(state["expected_steps"], 1, 1e9),
         "steps_at_end": records[-1]["step"] if records else 0,
     }
+
+
+def _is_in_touch_again(run: Run, phase: Phase, decision: Decision) -> bool:
+    """Whether ranks had lost touch in the run of a state: now they all begin with the same one."""
+    lost = Phase.IDENTITY_LOST
+    return phase is lost is not run.phase and decision.reason is StopReason.OUT_OF_TOUCH
+
+
+def _go_on(run: Run, state: dict[str, Any]) -> None:
+    """Once a state is loaded."""
+    if run.judge is not None:
+        if run.phase.name != state["phase"]:
+            lost = [one["epoch"] for one in run.records if one["reason"] == "OUT_OF_TOUCH"]
+            run.log.once(f"ranks had lost touch: epochs {lost} were not judged, the next ones are")
+            run.table.history.begin_epoch_anew()
+        elif state["epoch_is_open"]:
+            run.judge.others.resume(*state["saved_by"])
+        run.id = run.judge.others.id_of_run(run.id)
+    run.reports.resume_at(run.attached.capture.steps, run.table.columns)
 
 
 def _decision(state: dict[str, Any], now: int) -> Decision:

@@ -52,7 +52,8 @@ class HeldOut:
         """How well the given labels are predicted.
 
         Args:
-            weights: Parameters and buffers by their name in the model; it has its own for the rest.
+            weights: Parameters and buffers by their name in the user's own module; it has its own
+                for the rest.
 
         Returns:
             The share of them that is predicted, in [0, 1], and their number.
@@ -81,7 +82,7 @@ class HeldOut:
 
         A frozen parameter is not copied: it may be most of the model, or of a kind of its own.
         """
-        given = {id(own): weights[name] for name, own in _named(self._model) if name in weights}
+        given = {id(own): weights[name] for name, own in _named(module) if name in weights}
         return {
             name: given.get(id(own), own).detach().to(own.device, own.dtype, copy=True)
             for name, own in _named(module)

@@ -103,6 +103,13 @@ class MissingSteps:
             f"steps, and anew where another one takes its place{stepped_optimizer()}"
         )
 
+    def was_none(self, optimizer: Optimizer) -> bool:
+        """Whether a step can't have trained anything.
+
+        So `torch.distributed.checkpoint.state_dict` has an optimizer make its state.
+        """
+        return not self._batches and all(one.get("lr") == 0 for one in optimizer.param_groups)
+
     def step_made(self) -> None:
         """The watched optimizer made a step."""
         self._passes = self._batches = self._batches_at_end = self._drops = self._epochs = 0

@@ -287,7 +287,7 @@ class StepCapture:
     def _step_done(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._in_step = None
         parameters = self._scope.step_done(has_passes=self._passes.has_step())
-        if not self._is_on:
+        if not self._is_on or self.missing_steps.was_none(optimizer):
             return
         self.steps += 1
         self.calls.step_made()

@@ -43,7 +43,7 @@ class GradientMonitorHandler(Serializable):
         TypeError: `GradientMonitor` has no such option.
     """
 
-    _state_dict_all_req_keys = ("version", "epoch", "steps", "records")
+    _state_dict_all_req_keys = ("version", "run")
 
     def __init__(
         self,

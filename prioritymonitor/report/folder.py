@@ -55,6 +55,8 @@ class RunFolder(Sink):
         self._say = say
         self.path: Path | None = None
         """The folder that the run has; None before its first step."""
+        self.has_events = False
+        """Whether events of the run, from before an interruption, may be in it."""
         self._run: RunInfo | None = None
         self._epochs: list[tuple[int, bytes]] = []
         """Step and line of each record."""
@@ -67,13 +69,7 @@ class RunFolder(Sink):
         """Choose the folder and say in it what the run is."""
         self._run = run
         self._epochs = [(record["step"], _line(record)) for record in run.epochs]
-        self._waiting[EPOCHS_FILE] = self._write_epochs
-        self._write()
-        if self.path is not None:
-            for name in FILES:
-                check_replaceable(self.path / name)  # better now than at the stop
-            # Those of an interrupted run are of a later state than the one that was loaded.
-            (self.path / SUSPECTS_FILE).unlink(missing_ok=True)
+        self._go_on_with(run.samples)
 
     def epoch(self, record: Mapping[str, Any], samples: Callable[[], Columns]) -> None:
         """Add the record of an epoch, and write the samples as they are now."""
@@ -94,12 +90,23 @@ class RunFolder(Sink):
         self._waiting[SUSPECTS_FILE] = lambda file: _write_suspects(file, suspects())
         self._write()
 
-    def resume_at(self, step: int) -> None:
-        """Drop the records of later epochs."""
+    def resume_at(self, step: int, samples: Callable[[], Columns]) -> None:
+        """Drop what is of later epochs."""
         self._epochs = [(made, line) for made, line in self._epochs if made <= step]
         if self.path is not None:
-            self._waiting[EPOCHS_FILE] = self._write_epochs
-            self._write()
+            self._go_on_with(samples)
+
+    def _go_on_with(self, samples: Callable[[], Columns] | None) -> None:
+        """Have in the folder what is known now: what is there may be of a later state."""
+        self._waiting = {EPOCHS_FILE: self._write_epochs}
+        if samples is not None and self._epochs:
+            self._waiting[SAMPLES_FILE] = lambda file: _write_samples(file, samples())
+        self._write()
+        if self.path is not None:
+            for name in FILES:
+                check_replaceable(self.path / name)  # better now than at the stop
+            for name in (SAMPLES_FILE, SUSPECTS_FILE)[bool(self._epochs) :]:
+                (self.path / name).unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Try again what could not be written."""
@@ -123,9 +130,10 @@ class RunFolder(Sink):
     def _chosen(self, run: RunInfo) -> Path:
         """The first of `log_dir`, `log_dir-2`, … that no other run has."""
         folder, number = self._log_dir, 1
-        while not _take(folder, run):
+        while (was_there := _take(folder, run)) is None:
             number += 1
             folder = Path(f"{self._log_dir}-{number}")
+        self.has_events = was_there and any(folder.glob("events.out.tfevents.*"))
         if folder != self._log_dir:
             self._say(f"log_dir {self._log_dir} holds another run; this one writes to {folder}")
         return folder
@@ -134,8 +142,12 @@ class RunFolder(Sink):
         file.writelines(line for _, line in self._epochs)
 
 
-def _take(folder: Path, run: RunInfo) -> bool:
-    """Take a folder for a run, new or interrupted; False where another run has it."""
+def _take(folder: Path, run: RunInfo) -> bool | None:
+    """Take a folder for a run.
+
+    Returns:
+        Whether it was that of the run before; None where another run has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path, plain = folder / RUN_FILE, _plain_run(run)
     before = run_of(folder)
@@ -145,8 +157,8 @@ def _take(folder: Path, run: RunInfo) -> bool:
         write_whole(path, partial(_dump, {**plain, "started": before["started"]}))
         return True
     if any(os.path.lexists(folder / name) for name in FILES):
-        return False
-    return create_whole(path, partial(_dump, plain))
+        return None
+    return False if create_whole(path, partial(_dump, plain)) else None
 
 
 def _plain_run(run: RunInfo) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class RunInfo:
     class_names: Sequence[str] | None = None
     epochs: Sequence[Mapping[str, Any]] = ()
     """Records of the epochs before an interruption."""
+    samples: Callable[[], Columns] | None = None
+    """Gives the table of the samples, as in `samples()`; None where there is none."""
 
 
 class Sink:
@@ -63,8 +65,13 @@ class Sink:
             suspects: Gives columns by the fields of `Suspect`, the likeliest first.
         """
 
-    def resume_at(self, step: int) -> None:
-        """A state was loaded: what an interrupted run wrote after this step no longer holds."""
+    def resume_at(self, step: int, samples: Callable[[], Columns]) -> None:
+        """A state was loaded: what was written after this step no longer holds.
+
+        Args:
+            step: Number of optimizer steps made.
+            samples: Gives the table of the samples.
+        """
 
     def flush(self) -> None:
         """Bring everything to the disk."""

@@ -26,8 +26,8 @@ def all_sinks(log: Log, folder: RunFolder | None, writer: Any) -> list[Sink]:
     table: list[Sink | None] = [
         log,
         folder,
-        EventWriter(lambda: folder.path) if folder is not None else None,
-        EventWriter(lambda: None, writer) if writer is not None else None,
+        EventWriter(lambda: folder.path, lambda: folder.has_events) if folder else None,
+        EventWriter(lambda: None, writer=writer) if writer is not None else None,
     ]
     return [sink for sink in table if sink is not None]
 
@@ -70,9 +70,9 @@ class Sinks:
         """Training should stop."""
         self._tell(lambda sink: sink.stop(decision, step, suspects))
 
-    def resume_at(self, step: int) -> None:
+    def resume_at(self, step: int, samples: Callable[[], Columns]) -> None:
         """A state was loaded."""
-        self._tell(lambda sink: sink.resume_at(step))
+        self._tell(lambda sink: sink.resume_at(step, samples))
 
     def flush(self) -> None:
         """Bring everything to the disk."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..records import Columns, Decision
 from ..tags import EPOCH_SCALARS, tag_of
-from .sink import Sink
+from .sink import RunInfo, Sink
 
 # torch.utils.tensorboard is loaded with the first report: it takes a third of a second.
 
@@ -26,14 +26,23 @@ class EventWriter(Sink):
     Args:
         folder: Gives the folder of the run, once there is one; a writer is opened there with the
             first report after that.
+        has_events: Whether those from before an interruption may be in it.
         writer: The user's own writer instead: a `SummaryWriter`, or anything with its
             `add_scalar(tag, value, step)`. It is flushed and never closed.
     """
 
     name = "TensorBoard"
 
-    def __init__(self, folder: Callable[[], Path | None], writer: Any = None) -> None:
+    def __init__(
+        self,
+        folder: Callable[[], Path | None],
+        has_events: Callable[[], bool] = lambda: True,
+        writer: Any = None,
+    ) -> None:
         self._folder = folder
+        self._has_events = has_events
+        self._earlier: Sequence[Mapping[str, Any]] = ()
+        """Records of the epochs before an interruption."""
         self._writer = writer
         self._is_own = writer is None
         self._purge_step: int | None = None
@@ -43,19 +52,17 @@ class EventWriter(Sink):
         self._written = 0
         """How many of them the writer has taken."""
 
+    def begin(self, run: RunInfo) -> None:
+        """Keep what a folder that was lost has to be told again."""
+        self._earlier = run.epochs if self._is_own else ()
+
     def step(self, values: Mapping[str, float], step: int, time: float) -> None:
         """One event for a measured step."""
         self._report(step, lambda writer: self._add(writer, values, step, time))
 
     def epoch(self, record: Mapping[str, Any], samples: Callable[[], Columns]) -> None:
         """One event for a completed epoch."""
-        values = {
-            name: float(value)
-            for name, value in record.items()
-            if name in EPOCH_SCALARS and value is not None
-        }
-        step, time = record["step"], record.get("time")
-        self._report(step, lambda writer: self._add(writer, values, step, time))
+        self._report(record["step"], lambda writer: self._add_epoch(writer, record))
         self.flush()
 
     def stop(self, decision: Decision, step: int, suspects: Callable[[], Columns]) -> None:
@@ -65,7 +72,7 @@ class EventWriter(Sink):
             self._report(step, lambda writer: writer.add_text(tag, text, step))
         self.flush()
 
-    def resume_at(self, step: int) -> None:
+    def resume_at(self, step: int, samples: Callable[[], Columns]) -> None:
         """Hide what an interrupted run wrote to the same folder after this step."""
         self.flush()
         if self._is_own:
@@ -126,7 +133,21 @@ class EventWriter(Sink):
             return None
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(folder), purge_step=self._purge_step)
+        writer = SummaryWriter(str(folder), purge_step=self._purge_step)
+        if not self._has_events():
+            for record in self._earlier:
+                self._add_epoch(writer, record)
+            writer.flush()
+        self._earlier = ()
+        return writer
+
+    def _add_epoch(self, writer: Any, record: Mapping[str, Any]) -> None:
+        values = {
+            name: float(value)
+            for name, value in record.items()
+            if name in EPOCH_SCALARS and value is not None
+        }
+        self._add(writer, values, record["step"], record.get("time"))
 
     def _add(self, writer: Any, values: Mapping[str, float], step: int, time: float | None) -> None:
         """Write one report; values that are not finite are left out."""

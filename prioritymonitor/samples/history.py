@@ -80,7 +80,7 @@ class SampleHistory:
         nothing, unknown = _full(self.size, 0.0), _full(self.size, torch.nan)
         no_label = _full(self.size, -1, torch.int32)
         self.past = Past(unknown, unknown, nothing, nothing, nothing, *[no_label] * 3)
-        self._first_samples = _FIRST_SAMPLES
+        self._first_samples, self._takes_first = _FIRST_SAMPLES, True
         self._initial = _full(2, 0.0)
         """Sum of the first losses, and how many they are."""
         self._began = False
@@ -106,7 +106,7 @@ class SampleHistory:
         assert visits.index is not None
         self._to(visits.index.device)
         self.classes = max(self.classes, visits.classes)
-        if not self._began:
+        if not self._began and self._takes_first:
             left = self._first_samples - self._initial[1]
             first = visits.counted & (visits.counted.cumsum(0) <= left)
             total = torch.where(first, visits.sample_loss, 0.0).sum().to(self._initial.dtype)
@@ -129,6 +129,17 @@ class SampleHistory:
         count, place = len(ranks.members), ranks.members.index(ranks.rank)
         steps, left = divmod(_FIRST_SAMPLES, count * batch)
         self._first_samples = steps * batch + min(max(left - place * batch, 0), batch)
+
+    def begin_epoch_anew(self) -> None:
+        """Forget what the running epoch has shown so far."""
+        self._epoch.zero_()
+        self._relabelled.zero_()
+        if not self._began:
+            self._initial.zero_()
+
+    def take_no_more_first_samples(self) -> None:
+        """Those that tell the initial loss have been, if any have."""
+        self._takes_first = not self._initial[1]
 
     def combine(self, ranks: Exchange) -> int:
         """Make the running epoch that of all ranks.

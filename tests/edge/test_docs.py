@@ -253,3 +253,14 @@ def test_the_figures_of_the_campaign_are_those_of_its_results():
         "false record"
     ) in text
     assert f"the stop still came in {share:.1%}".replace("%", " %") in text
+
+
+def test_the_figures_of_the_kills_are_those_of_their_results():
+    told = read_results("robustness/kills")
+    text = " ".join((PAGES / "failures.md").read_text().split())
+    assert (
+        f"{told['runs']} runs were killed {told['kills']} times and started again, "
+        f"{told['resumed with another number of ranks']} times with another number of ranks. "
+        f"{told['other decisions']} came to another decision, other suspects or other values of an "
+        f"epoch, {told['records missing or duplicated']} had a record missing or twice"
+    ) in text

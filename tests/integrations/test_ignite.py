@@ -20,6 +20,7 @@ from tests.integrations.same_training import (
     pairs,
 )
 from tests.support.cases import make_data
+from tests.support.observed import content_of
 from tests.support.small_run import SmallRun
 
 pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
@@ -216,7 +217,7 @@ def test_a_stopped_run_that_is_resumed_does_not_train():
     resumed = Training()
     resumed.handler = GradientMonitorHandler()
     resumed.handler.load_state_dict(stopped.handler.state_dict())
-    assert resumed.handler.state_dict()["epoch"] == plain_loop().stop_epoch
+    assert content_of(resumed.handler.state_dict())["epoch"] == plain_loop().stop_epoch
     resumed.handler.attach(resumed.trainer, resumed.model, resumed.optimizer, resumed.loader)
     assert resumed.run().iteration == 0
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from prioritymonitor import ArgumentValueError, GradientMonitor, StopReason
 from tests.integrations import same_training as same
 from tests.support.by_hand import ByHand
+from tests.support.observed import content_of
 
 L = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
@@ -420,7 +421,7 @@ def test_testing_a_checkpoint_leaves_the_monitor_alone(tmp_path):
     assert callback.monitor is monitor
     assert len(monitor.history()) == 4
     saved = torch.load(tmp_path / "after.ckpt", weights_only=True)["callbacks"]
-    assert saved[callback.state_key]["epoch"] == 4
+    assert content_of(saved[callback.state_key])["epoch"] == 4
 
 
 def test_a_trainer_that_goes_on_goes_on_with_its_monitor(expected):
@@ -570,7 +571,7 @@ def test_what_breaks_a_fit_off_closes_the_monitor(error, ends, monkeypatch):
     assert not module._forward_hooks
     assert "_get_iterator" not in vars(loader)
     assert len(callback.monitor.history()) == 1
-    assert callback.monitor.state_dict()["steps"] == 30
+    assert content_of(callback.monitor.state_dict())["steps"] == 30
 
 
 def test_an_error_before_training_leaves_nothing(monkeypatch):

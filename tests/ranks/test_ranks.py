@@ -1,6 +1,7 @@
 """Ranks meet in the store, without a collective of the user's; a missing one holds up nobody."""
 
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -128,6 +129,29 @@ def test_a_rank_that_is_lost_in_the_middle_ends_it_for_all():
     first, second = on_each(ranks, together)
     assert isinstance(first, OutOfTouch)
     assert isinstance(second, ValueError)
+
+
+def test_what_a_lost_rank_leaves_undone_is_not_concluded_before_others_had_time_to_end():
+    ranks = group(2, patience=timedelta(seconds=2))
+
+    def together(rank):
+        def exchange():
+            raise RuntimeError("connection closed by peer")
+
+        began = time.monotonic()
+        with pytest.raises(OutOfTouch, match="connection closed"):
+            rank.together("first", exchange)
+        return time.monotonic() - began
+
+    for seconds in on_each(ranks, together):
+        assert 1.9 < seconds < 10
+
+
+def test_what_the_first_rank_says_holds_for_all_once_it_is_said():
+    first, second = group(2)
+    assert second.of_first("id", "second's") == "second's"
+    assert first.of_first("id", "first's") == "first's"
+    assert second.of_first("id", "second's") == "first's"
 
 
 def test_the_nth_monitors_of_each_rank_belong_together():

@@ -186,7 +186,7 @@ def test_a_state_loaded_in_the_middle_takes_back_later_epochs(tmp_path):
     sinks, _ = begun(tmp_path)
     for epoch in (1, 2, 3):
         sinks.epoch(record(epoch), samples)
-    sinks.resume_at(10)
+    sinks.resume_at(10, samples)
     assert read_run(tmp_path).epochs == [record(1)]
 
 

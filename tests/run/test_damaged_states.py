@@ -8,6 +8,7 @@ import torch
 
 from prioritymonitor import ArgumentValueError
 from tests.capture.test_no_disturbance import assert_identical
+from tests.support.observed import content_of
 from tests.support.small_run import SmallRun
 
 WRONG = [
@@ -36,8 +37,8 @@ def places(state, path=()):
 def damaged(state, chance):
     """A copy in which one place is missing, or holds something else."""
     state = copy.deepcopy(state)
-    *path, key = chance.choice(list(places(state)))
-    inner = state
+    *path, key = chance.choice(list(places(content_of(state))))
+    inner = content_of(state)
     for step in path:
         inner = inner[step]
     value, way = inner[key], chance.randrange(4)
@@ -60,7 +61,7 @@ def same(one, other, path=""):
 def comparable(state):
     if isinstance(state, dict):
         return {key: comparable(value) for key, value in state.items() if key != "time"}
-    if isinstance(state, list):
+    if isinstance(state, (list, tuple)):
         return [comparable(value) for value in state]
     if isinstance(state, torch.Tensor):
         return state.dtype, state.nan_to_num(nan=-99)

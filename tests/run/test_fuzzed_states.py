@@ -10,6 +10,7 @@ from tests.capture.test_no_disturbance import assert_identical
 from tests.support.fuzz.outcome import Target, frozen, is_clear, works
 from tests.support.fuzz.saved import PHASES, saved, watched
 from tests.support.fuzz.states import damaged
+from tests.support.observed import content_of
 from tests.support.small_run import SmallRun
 
 FIXED = settings(
@@ -64,13 +65,13 @@ def test_refused_states_leave_no_trace_in_the_training_that_goes_on():
             one.step(*next(batches)[:2])
         for damage in tried:
             state = saved("mid-epoch")
-            damage(state)
+            damage(content_of(state))
             with pytest.raises(ValueError, match="got a"):
                 monitor.load_state_dict(state)
         torch.manual_seed(1)
         one.train(2)
         monitor.close()
-        state = monitor.state_dict()
+        state = content_of(monitor.state_dict())
         for record in state["records"]:
             del record["time"]
         del state["id"], state["latest"]["overhead_fraction"]
@@ -128,7 +129,7 @@ def test_refused_states_leave_no_trace_in_the_training_that_goes_on():
 def test_what_no_run_can_have_led_to_is_refused(place, value):
     """Each would be taken by types alone, and break the run later or spoil what it tells."""
     state = saved("mid-epoch")
-    inner = state
+    inner = content_of(state)
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value

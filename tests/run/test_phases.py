@@ -9,6 +9,7 @@ from prioritymonitor import StopReason, StopRule
 from prioritymonitor.records import Phase
 from prioritymonitor.samples.history import SampleHistory
 from tests.support.cases import make_data, make_loader
+from tests.support.observed import content_of
 from tests.support.small_run import SmallRun, measured
 
 
@@ -35,7 +36,7 @@ def test_a_failure_is_remembered_by_a_resumed_run(monkeypatch):
         run.train(2)
     state = monitor.state_dict()
     monitor.close()
-    assert state["phase"] == Phase.FAILED.name
+    assert content_of(state)["phase"] == Phase.FAILED.name
     again = SmallRun()
     resumed = again.watched()
     resumed.load_state_dict(state)

@@ -21,6 +21,7 @@ from prioritymonitor.report.saved_run import read_run
 from prioritymonitor.samples.history import SampleHistory
 from tests.capture.test_no_disturbance import assert_identical
 from tests.support.cases import INPUTS, make_data, make_loader, mlp
+from tests.support.observed import content_of
 from tests.support.reference import (
     expected_statistics,
     head_parameters,
@@ -310,7 +311,7 @@ def test_a_state_saved_after_the_last_batch_ends_the_epoch_first():
         step(model, optimizer, x, y)
         if number == 5:
             state = monitor.state_dict()
-    assert state["epoch"] == 1
+    assert content_of(state)["epoch"] == 1
     monitor.close()
 
 

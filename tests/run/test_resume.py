@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
+from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from prioritymonitor import ArgumentValueError, GradientMonitor
 from tests.capture.test_no_disturbance import assert_identical
 from tests.support.cases import make_data, make_loader
+from tests.support.observed import content_of
 from tests.support.separable import separable
 
 
@@ -146,7 +149,7 @@ def test_the_state_does_not_change_when_the_run_goes_on():
     for _ in range(2):
         run.train(0, 100)
     for name in ("steps", "epoch", "records", "judge"):
-        same(state[name], before[name])
+        same(content_of(state)[name], content_of(before)[name])
 
 
 def same(one, other):
@@ -172,3 +175,28 @@ def test_a_state_of_other_data_or_settings_is_refused():
     no_loader = GradientMonitor(model, optimizer)
     with pytest.raises(ArgumentValueError, match="same train_loader"):
         no_loader.load_state_dict(state)
+
+
+def test_a_distributed_checkpoint_takes_a_monitor_and_loads_it_in_place(tmp_path):
+    saved = Run(Shuffled())
+    saved.train(0, 100)
+    saved.train(0, 7)
+    dcp.save({"monitor": saved.monitor}, checkpoint_id=tmp_path)
+    loaded = Run(Shuffled())
+    dcp.load({"monitor": loaded.monitor}, checkpoint_id=tmp_path)
+    found = content_of(loaded.monitor.state_dict())
+    assert_identical(without_nan(found), without_nan(content_of(saved.monitor.state_dict())))
+
+
+def without_nan(state):
+    if isinstance(state, torch.Tensor):
+        return state.nan_to_num(nan=-99)
+    return {k: without_nan(v) for k, v in state.items()} if isinstance(state, dict) else state
+
+
+def test_to_make_an_optimizer_its_state_is_no_step(tmp_path):
+    """As a distributed checkpoint does, before there is anything to load into."""
+    run = Run(Shuffled(), log_dir=tmp_path / "run")
+    get_state_dict(run.model, run.optimizer)
+    assert content_of(run.monitor.state_dict())["steps"] == 0
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,12 @@ class Observed:
         return sum(len(one.visits.given_label) for one in self.observations)
 
 
+def content_of(state):
+    """What the state of a monitor holds."""
+    (content,) = state["run"]
+    return content
+
+
 def labels_seen(monitor):
     """Place in the data set -> the label that was seen there, of the samples that were visited."""
     table = monitor.samples()

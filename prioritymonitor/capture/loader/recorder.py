@@ -146,9 +146,16 @@ class LoaderRecorder:
         """An optimizer step was made."""
         self._stepped_with = self._last_used
 
-    def resume(self, is_open: bool) -> None:
+    @property
+    def is_complete(self) -> bool:
+        """Whether all batches of the epoch under way were used, and only others hold up its end."""
+        return self.is_open and self._complete is not None and self._complete is self._traversal
+
+    def resume(self, is_open: bool, is_complete: bool = False) -> None:
         """Go on with an epoch that an interrupted run had begun."""
         self.is_open, self._traversal = is_open, None
+        if is_complete:  # the next batch is of another epoch
+            self._traversal = self._complete = Traversal()
 
     def lose_identity(self, reason: str) -> None:
         """From here on, batches can't be traced to samples; the first reason stays."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support.fuzz.saved import PHASES, State, saved
+from tests.support.observed import content_of
 
 Path = tuple[Any, ...]
 
@@ -189,5 +190,8 @@ def damaged(draw: st.DrawFn) -> tuple[str, State]:
     """What was done to the state of a run in some phase, and the state."""
     phase = draw(st.sampled_from([*PHASES]))
     state = saved(phase)
-    done = [draw(changed(state)) for _ in range(draw(st.sampled_from([1, 1, 1, 2, 4])))]
+    content = content_of(state)
+    done = [draw(changed(content)) for _ in range(draw(st.sampled_from([1, 1, 1, 2, 4])))]
+    if draw(st.integers(0, 19)) == 0:  # seldom what it all is in, or nothing else would be seen
+        done.append(draw(changed(state)))
     return f"{phase}: {'; '.join(done)}", state
