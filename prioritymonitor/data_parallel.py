@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .errors import contained, described
-from .ranks import OutOfTouch, Ranks, is_alone
+from .meetings import OutOfTouch
+from .ranks import Ranks, is_alone
 from .records import Observation, Record, StopReason
 from .samples.table import SampleTable
 

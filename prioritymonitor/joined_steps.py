@@ -73,19 +73,24 @@ class JoinedSteps:
         self._waiting[self._place(number)] = _Waiting(time.time(), part)
 
     def step_made(self, number: int) -> None:
-        """An optimizer step was made, measured or not; exchange what waits if it is time."""
-        if not self.is_on or (number - 1) % self._every:
-            return
-        most, place = self._most_waiting, self._place(number)
-        if most is None:
-            self._first = place
-        if most is None or (place + 1) % most == 0:
+        """An optimizer step was made, measured or not; exchange what waits if it is time.
+
+        It is at the first step that each rank makes, so that all know how many they have made.
+        """
+        if self.is_on and self._is_time(number):
             with contained(self._give_up):
                 if not self._others.may_end_now():
                     raise PriorityMonitorError(
                         "ranks are not known to have the same number of batches"
                     )
                 self._others.in_step(lambda ranks: self._exchange(ranks, number))
+
+    def _is_time(self, number: int) -> bool:
+        most, place = self._most_waiting, self._place(number)
+        if most is None:
+            self._first = place
+            return True
+        return (number - 1) % self._every == 0 and (place + 1) % most == 0
 
     def end_epoch(self) -> None:
         """The epoch has ended, with an exchange if the ranks have met."""

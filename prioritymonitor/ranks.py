@@ -1,15 +1,14 @@
 """Other ranks: the only module that talks to them.
 
-They meet in the store through which the processes found each other: a collective of the user's
-group would wait for ever for a rank that has no monitor, or take the bytes of one of the user's
-own. Only those who came exchange data, over a group of their own on the host, and what they have
-exchanged counts only if all of them got it.
+They meet in the store of the process group: a collective of the user's group would wait for ever
+for a rank that has no monitor, or take the bytes of one of the user's own. Only those who came
+exchange data, over a group of their own on the host, and what they have exchanged counts only if
+all of them got it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -21,32 +20,13 @@ from torch import Tensor
 
 from .connections import group_of
 from .errors import PriorityMonitorError, described
+from .meetings import Meetings, OutOfTouch
 
 PATIENCE = timedelta(seconds=60)
 """How long to wait for a rank that is late. In a data-parallel run none is late by more than a
 step, unless it has gone."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE, _LOOKS = 0.0005, 0.05, 2_000
-"""Seconds from one look at the store to the next, and how many looks all ranks take in a second:
-the user's own collectives may need the store as well, and it answers one after the other."""
-
-_CLOSED = "closed"
-"""What a rank says on leaving that closes its monitor."""
-
 _Result = TypeVar("_Result")
-
-
-class OutOfTouch(PriorityMonitorError):
-    """Ranks can't know the same any more.
-
-    Args:
-        message: Which of them is to blame.
-        is_untold: Whether the first rank can't know it.
-    """
-
-    def __init__(self, message: str, is_untold: bool = False) -> None:
-        super().__init__(message)
-        self.is_untold = is_untold
 
 
 def is_alone() -> bool:
@@ -77,14 +57,10 @@ class Ranks:
         """Those who came to the last meeting."""
         self._store = store
         self._patience = patience if patience is not None else PATIENCE
-        # The monitors that a process makes are numbered, and the n-th of each belong together.
-        self._number = store.add(_monitors_of(rank), 1)
-        self._name = f"prioritymonitor/{self._number}"
+        self._meetings = Meetings(store, rank, self._patience)
         self._asked = self._epochs = 0
         self._group: Any = None
         self._group_members: list[int] = []
-        self._old_keys: list[str] = []  # for this rank to delete
-        self._departures: list[tuple[int, str]] = []
         self._out_of_touch: OutOfTouch | None = None
 
     @classmethod
@@ -111,13 +87,13 @@ class Ranks:
             raise self._out_of_touch
         try:
             began = time.monotonic()
-            self._come_together(f"{self._name}/{name}/begin")
+            self._come_together(f"{name}/begin")
             try:
                 result = exchange()
             except RuntimeError:
-                self._wait_for_the_end(began)
+                self._meetings.wait_for_departure(began)
                 raise
-            self._meet(f"{self._name}/{name}/end", self.members)
+            self._meetings.meet(f"{name}/end", self.members)
         except RuntimeError as error:  # the store is gone, or a rank in the middle of it
             self._out_of_touch = OutOfTouch(f"another rank was lost ({described(error)})", True)
             raise self._out_of_touch from error
@@ -137,7 +113,7 @@ class Ranks:
             RuntimeError: The connection is lost.
         """
         self._asked += 1
-        self._come_together(f"{self._name}/step/{self._asked}")
+        self._come_together(f"step/{self._asked}")
         return exchange()
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -172,10 +148,9 @@ class Ranks:
     def epoch_begins(self, batches: int | None) -> None:
         """Tell the others how many batches this rank has in the epoch that begins."""
         self._epochs += 1
-        keys = [f"{self._epoch_key}/{batches}", self._epoch_key]
-        for key in keys:
-            self._store.add(key, 1)
-        self._old_keys += keys if self.rank == self.members[0] else []
+        is_first = self.rank == self.members[0]
+        self._meetings.add(f"{self._epoch_key}/{batches}", for_all=is_first)
+        self._meetings.add(self._epoch_key, for_all=is_first)
 
     def have_as_many(self, batches: int | None) -> bool:
         """Whether no rank is known to have another number of batches in this epoch.
@@ -183,12 +158,12 @@ class Ranks:
         Those that had fewer would come too early to a meeting at its end, and the others could not
         come: they may need them in a collective of the user's.
         """
-        begun = self._count(self._epoch_key)
-        return batches is not None and self._count(f"{self._epoch_key}/{batches}") >= begun
+        begun = self._meetings.count(self._epoch_key)
+        return batches is not None and self._meetings.count(f"{self._epoch_key}/{batches}") >= begun
 
     def of_first(self, name: str, own: str) -> str:
         """What the first rank has of something, once it has told; nobody is waited for."""
-        key = f"{self._name}/of_first/{name}"
+        key = f"{self._meetings.name}/of_first/{name}"
         with contextlib.suppress(RuntimeError):  # the run is over
             if self.rank == 0:
                 self._store.set(key, own)
@@ -203,9 +178,7 @@ class Ranks:
             why: None if its monitor was closed.
         """
         try:
-            number = self._store.add(f"{self._name}/left", 1)
-            said = json.dumps([self.rank, _CLOSED if why is None else why])
-            self._store.set(f"{self._name}/left/{number}", said)
+            self._meetings.leave(why)
         except RuntimeError:  # the run is over, and nobody asks
             return
         finally:
@@ -213,19 +186,7 @@ class Ranks:
 
     @property
     def _epoch_key(self) -> str:
-        return f"{self._name}/begun/{self._epochs}"
-
-    def _wait_for_the_end(self, began: float) -> None:
-        """A rank is gone, and whoever has started this one will end it as well.
-
-        Until then nothing is concluded: it might be saved, and a resumed run would go on with it.
-
-        Args:
-            began: When the others were first waited for, by the clock that only goes forward.
-        """
-        until = began + self._patience.total_seconds()
-        while time.monotonic() < until and not self._count(f"{self._name}/left"):
-            time.sleep(_LONGEST_PAUSE)
+        return f"begun/{self._epochs}"
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         own = tensor.detach().to("cpu", copy=True).contiguous()
@@ -235,92 +196,13 @@ class Ranks:
 
     def _come_together(self, name: str) -> None:
         """Meet, and have a group of those who came, made by them alone."""
-        before, self.members = self.members, self._meet(name, self.members)
+        before, self.members = self.members, self._meetings.meet(name, self.members)
         members = self.members
         if members == before:
-            self._tidy(name)
+            self._meetings.tidy(name, self._epoch_key)  # none will look again at those before
         if members == self._group_members:
             return
         self._group, self._group_members = None, members
         if len(members) > 1:
-            name = f"{self._name}/group"
+            name = f"{self._meetings.name}/group"
             self._group = group_of(self._store, name, members, self.rank, self._patience)
-
-    def _tidy(self, name: str) -> None:
-        """All have come here, so none will look again at the meetings before."""
-        kept = (f"{name}/", f"{self._epoch_key}/")
-        for key in self._old_keys:
-            if not f"{key}/".startswith(kept):
-                self._store.delete_key(key)
-        self._old_keys = [key for key in self._old_keys if f"{key}/".startswith(kept)]
-
-    def _meet(self, name: str, expected: list[int]) -> list[int]:
-        """Wait for the others, and agree on who came: the first to go on says it for all.
-
-        Raises:
-            OutOfTouch: They have gone on without this rank, or one is missing whose monitor is in
-                use: it would not stop with the others.
-        """
-        self._store.set(f"{name}/{self.rank}", "here")
-        is_last = self._store.add(f"{name}/count", 1) >= len(expected)
-        until, pause = time.monotonic() + self._patience.total_seconds(), _FIRST_PAUSE
-        while not is_last and self._is_incomplete(name, expected) and time.monotonic() < until:
-            time.sleep(pause)
-            pause = min(2 * pause, max(_LONGEST_PAUSE, len(expected) / _LOOKS))
-        is_said = is_last or self._store.check([f"{name}/came"])
-        came = expected if is_said else self._here(name, expected)
-        said = json.dumps([came, self._why_missing(expected, came)])
-        came, why = json.loads(self._store.compare_set(f"{name}/came", "", said))
-        shared = ("count", "came") if self.rank == expected[0] else ()
-        self._old_keys += [f"{name}/{what}" for what in (self.rank, *shared)]
-        if self.rank not in came:
-            raise OutOfTouch(f"{self._late(self.rank)}, and the others have gone on", True)
-        if why is not None:
-            raise OutOfTouch(why, is_untold=0 not in came and came[0] == self.rank)
-        return [*came]
-
-    def _is_incomplete(self, name: str, expected: list[int]) -> bool:
-        """Whether to wait on; the last to come says that they are complete."""
-        if self._store.check([f"{name}/came"]):
-            return False
-        gone = self._gone().keys() & {*expected}
-        if not gone or self._count(f"{name}/count") + len(gone) < len(expected):
-            return True
-        return not self._store.check([f"{name}/{rank}" for rank in expected if rank not in gone])
-
-    def _here(self, name: str, ranks: list[int]) -> list[int]:
-        """Those of some ranks that have come, by few questions where few are missing."""
-        if self._store.check([f"{name}/{rank}" for rank in ranks]):
-            return ranks
-        half = len(ranks) // 2
-        return self._here(name, ranks[:half]) + self._here(name, ranks[half:]) if half else []
-
-    def _gone(self) -> dict[int, str]:
-        """Why ranks have left that have."""
-        for number in range(len(self._departures) + 1, self._count(f"{self._name}/left") + 1):
-            key = f"{self._name}/left/{number}"
-            if not self._store.check([key]):
-                break  # it is just about to say why
-            self._departures.append(json.loads(self._store.get(key)))
-        return dict(self._departures)
-
-    def _why_missing(self, expected: list[int], came: list[int]) -> str | None:
-        """Of those missing, what is wrong with one of them; None if they may be missing."""
-        gone = self._gone() if len(came) < len(expected) else {}
-        for rank in (rank for rank in expected if rank not in came):
-            if rank in gone:
-                if gone[rank] != _CLOSED:
-                    return f"on rank {rank} {gone[rank]}"
-            elif self._count(_monitors_of(rank)) >= self._number:
-                return self._late(rank)
-        return None
-
-    def _late(self, rank: int) -> str:
-        return f"rank {rank} was late by more than {self._patience.total_seconds():g} s"
-
-    def _count(self, key: str) -> int:
-        return int(self._store.add(key, 0))
-
-
-def _monitors_of(rank: int) -> str:
-    return f"prioritymonitor/monitors_of/{rank}"

@@ -168,16 +168,14 @@ class Run:
             self.phase = Phase.MEASURING
         classes = step.observations[0].head.residual.shape[-1] if step.observations else None
         shapes = {"samples": self.table.history.size or None, "classes": classes}
-        settings, names = vars(self.settings), self.settings.class_names
+        settings, known = vars(self.settings), (self.records, self.table.columns)
         if self.judge is not None:
             self.id = self.judge.others.id_of_run(self.id)
-        known = self.records, self.table.columns
-        self.reports.begin(RunInfo(self.id, settings, shapes, names, *known))
+        self.reports.begin(RunInfo(self.id, settings, shapes, settings["class_names"], *known))
 
     def _check_identity(self) -> None:
         """Before anything is concluded from it."""
-        why_none = self.loop.why_no_identity()
-        if why_none is not None:
+        if (why_none := self.loop.why_no_identity()) is not None:
             self._forget_samples(StopReason.NO_IDENTITY, why_none)
 
     # Epochs

@@ -13,7 +13,7 @@ PACKAGE = Path(prioritymonitor.__file__).parent
 
 LAYERS = [
     {"connections", "errors", "records", "tags", "type_names"},
-    {"loaded"},
+    {"loaded", "meetings"},
     {"capture", "samples", "stopping", "report", "ranks"},
     {"gradients"},
     {"arguments", "data_parallel"},

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .hooks import Guard, ModuleHook
-from .private import exchanges_in_passes, has_own_graph
+from .private import gathers_parameters, has_own_graph
 from .rerun import RandomState, is_autocast, unchanged_randomness, unwrapped, without_trace
 
 
@@ -67,7 +67,7 @@ class EagerRerun:
             something in each pass: one without a monitor would not come.
         """
         module, device = unwrapped(self._model), _device(self._model)
-        if self._begun is None or exchanges_in_passes(module):
+        if self._begun is None or _exchanges_in_passes(module):
             return None
         is_half = is_autocast(device.type)
         calls: list[LayerCall] = []
@@ -88,6 +88,12 @@ class EagerRerun:
         except Exception:  # some models can't be run twice; their head is not measured then
             return None
         return SecondRun(output, calls)
+
+
+def _exchanges_in_passes(model: nn.Module) -> bool:
+    """True if a pass in the mode that the model is in waits for other ranks."""
+    norms = (one for one in model.modules() if isinstance(one, nn.SyncBatchNorm))
+    return gathers_parameters(model) or any(one.training for one in norms)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -36,7 +36,11 @@ def is_distributed(parameter: Tensor) -> bool:
 
 def is_spread(tensor: Tensor) -> bool:
     """True for a DTensor of which no rank holds the whole."""
-    return is_distributed(tensor) and private.is_spread(tensor)
+    if not is_distributed(tensor):
+        return False
+    distributed: Any = tensor
+    placements = enumerate(distributed.placements)
+    return any(not x.is_replicate() and distributed.device_mesh.size(i) > 1 for i, x in placements)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -170,18 +170,6 @@ def gathers_parameters(model: nn.Module) -> bool:
     return any(type(module).__module__.startswith(package) for module in model.modules())
 
 
-def exchanges_in_passes(model: nn.Module) -> bool:
-    """True if a pass in the mode that the model is in waits for other ranks."""
-    norms = (one for one in model.modules() if isinstance(one, nn.SyncBatchNorm))
-    return gathers_parameters(model) or any(one.training for one in norms)
-
-
-def is_spread(tensor: Any) -> bool:
-    """Whether ranks hold different parts of a DTensor."""
-    placements = enumerate(tensor.placements)
-    return any(not one.is_replicate() and tensor.device_mesh.size(i) > 1 for i, one in placements)
-
-
 def place_of_shard(tensor: Any) -> tuple[int, ...] | None:
     """Where in a DTensor the part of this rank begins; None where another rank stands for it."""
     coordinate = zip(tensor.device_mesh.get_coordinate(), tensor.placements, strict=True)

@@ -115,10 +115,3 @@ def test_the_length_of_a_stream_can_be_asked_for_without_a_trace():
 )
 def test_where_a_name_is_missing_the_answer_says_so(read, missing):
     assert read(object()) is missing
-
-
-def test_a_normalisation_over_ranks_exchanges_something_in_training_only():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.SyncBatchNorm(2))
-    assert private.exchanges_in_passes(model)
-    assert not private.exchanges_in_passes(model.eval())
-    assert not private.exchanges_in_passes(torch.nn.BatchNorm1d(2))

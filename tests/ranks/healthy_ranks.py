@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
-from tests.ranks.training import BATCH, RANK, Scalars, data, sharded, train
+from tests.ranks.training import BATCH, RANK, Scalars, data, sharded, sharded_and_compiled, train
 
 
 def distributed(dataset):
@@ -53,6 +53,8 @@ def trainings(folder, kind):
             "watched": train(every=2, log_dir=folder / "run"),
             "alone": train(is_watched=False),
             "sharded alone": train(is_watched=False, prepared=sharded),
+            "sharded, compiled": train(prepared=sharded_and_compiled),
+            "sharded, compiled, alone": train(prepared=sharded_and_compiled, is_watched=False),
             "sharded, all": train(scope="all", prepared=sharded),
             "padded": train(distributed(data(603))),
             "accumulated": train(accumulate=3),

@@ -110,6 +110,12 @@ def test_of_a_model_that_is_spread_the_head_is_measured(ranks):
     assert first["latest"]["dominance_ratio"] > 0
 
 
+def test_a_compiled_model_that_is_spread_is_not_run_once_more(ranks):
+    """Another rank might not, and each pass is an exchange among all of them."""
+    (said,) = ranks[0]["sharded, compiled"]["said"]
+    assert "Statistics of the head are off" in said
+
+
 def test_four_ranks_stop_and_measure_as_one_process_on_the_joined_batches(tmp_path):
     ranks, _ = launch("tests.ranks.healthy_ranks", tmp_path, 4, "until the stop")
     runs = [rank["until the stop"] for rank in ranks]
@@ -139,6 +145,7 @@ def test_every_rank_knows_the_same_bit_for_bit(kind, ranks):
         ("accumulated", "accumulated alone"),
         ("join", "join alone"),
         ("sharded, all", "sharded alone"),
+        ("sharded, compiled", "sharded, compiled, alone"),
     ],
 )
 def test_training_and_the_users_group_are_those_without_monitors(kind, alone, ranks):

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from prioritymonitor.errors import PriorityMonitorError
-from prioritymonitor.ranks import OutOfTouch, Ranks, is_alone, is_first
+from prioritymonitor.meetings import OutOfTouch
+from prioritymonitor.ranks import Ranks, is_alone, is_first
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 

@@ -85,8 +85,8 @@ def test_whichever_rank_has_saved_it_the_run_goes_on_in_its_folder(folder, ranks
 def test_ranks_that_go_on_with_different_states_do_not_judge(ranks):
     for rank in ranks:
         assert rank["different ones"]["decision"][:2] == [False, "OUT_OF_TOUCH"]
-    said, *_ = ranks[0]["different ones"]["said"]
-    assert said.startswith("ranks resumed different states: epochs 2 and 3 end")
+    said = ranks[0]["different ones"]["said"]
+    assert any(one.startswith("ranks resumed different states: epochs 2 and 3") for one in said)
 
 
 def test_a_rank_that_saves_alone_waits_for_nobody(ranks):

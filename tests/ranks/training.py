@@ -97,6 +97,10 @@ def sharded(model):
     return model
 
 
+def sharded_and_compiled(model):
+    return torch.compile(sharded(model), backend="eager")
+
+
 def train(
     loader=None,
     epochs=3,
