@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from prioritymonitor import GradientMonitor
 from tests.capture.test_no_disturbance import Everything, assert_identical
 from tests.support.cases import CLASSES, make_data, mlp
+from tests.support.observed import content_of
 from tests.support.votes import (
     HIDDEN,
     WIDTH,
@@ -182,7 +183,7 @@ def test_initial_weights_of_another_model_are_refused():
     run.train(last=3)
     state = run.monitor.state_dict()
     weights = copy.deepcopy(state)
-    weights["representations"]["initial"]["weights"]["0.weight"] = torch.zeros(3)
+    content_of(weights)["representations"]["initial"]["weights"]["0.weight"] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"initial weight 0\.weight of shape \[3\]"):
         run.monitor.load_state_dict(weights)
     run.monitor.load_state_dict(state)

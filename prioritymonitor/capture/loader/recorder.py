@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -92,6 +93,7 @@ class LoaderRecorder:
         """The one whose batches were all used."""
         self._last_used: HandedOut | None = None
         self._stepped_with: HandedOut | None = None
+        self._training_thread: int | None = None
         self._iterators: WatchedIterators | None = None
         self._elsewhere = _OtherLoader(self)
         self._is_itself_used = False
@@ -122,7 +124,7 @@ class LoaderRecorder:
     def trained_on(self, batch: HandedOut) -> None:
         """A batch is about to be trained on."""
         self.waiting.use(batch)
-        self._last_used = batch
+        self._last_used, self._training_thread = batch, threading.get_ident()
         self._is_itself_used |= not batch.traversal.is_elsewhere
         if batch.traversal.is_over:
             if batch.came_late and self._traversal is not None:
@@ -231,7 +233,10 @@ class LoaderRecorder:
         traversal.has_run_out = True
         if not traversal.handed_out and not traversal.is_elsewhere:
             self.others.had_no_batch()
-        if not self.waiting.has_waiting(traversal):
+        # A thread that draws ahead may come to the end before the step with the last batch.
+        draws_ahead = threading.get_ident() != self._training_thread
+        awaits_step = draws_ahead and self._last_used is not self._stepped_with
+        if not (awaits_step or self.waiting.has_waiting(traversal)):
             self._finish(traversal)
 
     def _finish(self, traversal: Traversal) -> None:

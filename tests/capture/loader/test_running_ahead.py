@@ -94,6 +94,23 @@ WAYS = {
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
+def test_a_thread_that_comes_to_the_end_before_the_last_step_does_not_end_the_epoch_without_it():
+    loader = DataLoader(dataset(), batch_size=60)
+    model, optimizer, monitor = watched(loader)
+    batches = iter(loader)
+    for epoch in (1, 2):
+        x, y = next(batches)
+        F.cross_entropy(model(x), y).backward()
+        drawing = threading.Thread(target=next, args=(batches, None))
+        drawing.start()
+        drawing.join()
+        optimizer.step()
+        assert not monitor.should_stop
+        assert len(monitor.history()) == epoch
+        batches = iter(loader)
+    monitor.close()
+
+
 def test_once_a_pass_has_shown_that_the_loop_runs_ahead_the_next_are_taken_for_what_they_are():
     first_guesses = []
     choose = WaitingBatches.choose
