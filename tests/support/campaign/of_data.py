@@ -181,7 +181,7 @@ def _worker_gone(trial: Trial) -> Iterator[None]:
     """Which error that is hangs on what the operating system does first."""
     try:
         yield
-    except (OSError, RuntimeError):
+    except (EOFError, OSError, RuntimeError):
         trial.seen.append("worker gone")
 
 
