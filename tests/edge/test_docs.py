@@ -248,7 +248,7 @@ def test_the_figures_of_the_campaign_are_those_of_its_results():
     total, share = results["total"], results["stop still works, outside the capture"]
     text = " ".join((PAGES / "failures.md").read_text().split())
     assert (
-        f"Of {total['runs']} runs, {total['lost']} ended, {total['changed']} came to another "
+        f"Of {total['runs']:,} runs, {total['lost']} ended, {total['changed']} came to another "
         f"training, in {total['left']} something was left, and {total['false_records']} had a "
         "false record"
     ) in text

@@ -1,6 +1,7 @@
 """`GradientMonitorCallback` in the real Trainer: samples are told, and training stays the same."""
 
 import copy
+import dataclasses
 import gc
 import inspect
 
@@ -77,6 +78,9 @@ def test_micro_batches_of_a_step_keep_their_samples(accumulate, tmp_path, said):
     ids=lambda options: " ".join(options),
 )
 def test_a_text_classifier_is_followed(options, tmp_path, said):
+    known = {one.name for one in dataclasses.fields(transformers.TrainingArguments)}
+    if not options.keys() <= known:
+        pytest.skip(f"transformers {transformers.__version__} has no such option")
     _, callback = train_on_sentences(tmp_path, sentences(), **options)
     assert_every_sample_was_told(callback, torch.arange(SENTENCES) % 5, visits=3)
     assert len(callback.monitor.history()) == 3
