@@ -21,8 +21,9 @@ NUMBERS: list[Any] = [
     *(-1.0, 0.0, 0.5, 1.0, 1.5, 61.0, 1e30, 1e308, -1e308, math.nan, math.inf, -math.inf),
     *(True, False, 1j),
 ]
+# No name of a hidden linear layer: a loop might have called it, and a state can't be known to lie.
 TEXTS = [
-    "", "0", "4", "3.weight", "CLOSED", "FAILED", "STOPPED", "MEASURING", "NOT_BEGUN",
+    "", "1", "4", "3.weight", "CLOSED", "FAILED", "STOPPED", "MEASURING", "NOT_BEGUN",
     "IDENTITY_LOST", "NO_SUCH_NAME", "NOISY_DOMINATES", "__class__", "training", "../../etc",
     "two\nlines", "\x1b[2J\x07", "\u202egnp", "x" * 100_000, "\ud800",
 ]  # fmt: skip
