@@ -109,6 +109,8 @@ def _resuming(run: Run, state: dict[str, Any]) -> Callable[[], None]:
     is_open, is_complete = (
         exactly(state[f"epoch_is_{name}"], bool) for name in ("open", "complete")
     )
+    if is_complete and not is_open:
+        raise damaged("an epoch that is complete and was not begun")
     rank, count = (exactly(one, int) for one in exactly(state["saved_by"], tuple))
     if rank >= count:
         raise damaged(f"rank {rank} of {count}")
