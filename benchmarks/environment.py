@@ -34,9 +34,9 @@ def read_results(name: str) -> dict[str, Any]:
     return content
 
 
-def earlier_runs(name: str) -> list[dict[str, Any]]:
-    """The `runs` in `results/NAME.json`; none without the file."""
-    return read_results(name)["runs"] if (RESULTS / f"{name}.json").is_file() else []
+def earlier_runs(name: str, key: str = "runs") -> list[dict[str, Any]]:
+    """What `results/NAME.json` has under this key; nothing without the file."""
+    return read_results(name)[key] if (RESULTS / f"{name}.json").is_file() else []
 
 
 def environment() -> dict[str, Any]:

@@ -75,14 +75,19 @@ class DataParallel:
         return None if self._has_left else self._ranks
 
     @property
+    def _others_so_far(self) -> Ranks | None:
+        """The same before training has begun, when the process group may still be made."""
+        return None if is_alone() else self._others
+
+    @property
     def place(self) -> tuple[int, int]:
         """Number of this rank, and how many there are."""
-        ranks = None if is_alone() else self._others
+        ranks = self._others_so_far
         return (0, 1) if ranks is None else (ranks.rank, len(ranks.members))
 
     def id_of_run(self, own: str) -> str:
         """The same on all ranks: whichever of them saves a state, the first one writes."""
-        ranks = None if is_alone() else self._others
+        ranks = self._others_so_far
         return own if ranks is None else ranks.of_first("id", own)
 
     def resume(self, rank: int, count: int) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import RESULTS, read_results, write_results
+from benchmarks.environment import earlier_runs, write_results
 from benchmarks.jobs import completed
 from tests.ranks.checkpoints import WAYS
 from tests.ranks.killed import MOMENTS, KilledRun, compare, run_with_kills, uninterrupted
@@ -83,8 +83,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--anew", action="store_true", help="forget the runs of earlier calls")
     chosen = parser.parse_args()
-    is_there = (RESULTS / "robustness/kills.json").is_file() and not chosen.anew
-    runs = read_results("robustness/kills")["runs of them"] if is_there else []
+    runs = [] if chosen.anew else earlier_runs("robustness/kills", "runs of them")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         uninterrupted(Path(name) / "whole")
         while counts(runs)["kills"] < chosen.kills:

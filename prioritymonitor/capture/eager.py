@@ -66,8 +66,10 @@ class EagerRerun:
             None if the model is not compiled, or can't be run again, as where ranks exchange
             something in each pass: one without a monitor would not come.
         """
+        if self._begun is None:
+            return None
         module, device = unwrapped(self._model), _device(self._model)
-        if self._begun is None or _exchanges_in_passes(module):
+        if _exchanges_in_passes(module):
             return None
         is_half = is_autocast(device.type)
         calls: list[LayerCall] = []
